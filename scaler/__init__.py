@@ -1,0 +1,1 @@
+"""scaler keeps the best local language model that a machine can sustain, all the time."""

@@ -1,0 +1,45 @@
+"""The one family of errors that scaler raises.
+
+Every message says what happened, where, and what to do. Nothing here imports anything of scaler.
+"""
+
+
+class ScalerError(Exception):
+    """Any failure that scaler reports; catch this to catch them all."""
+
+
+class ConfigError(ScalerError):
+    """A configuration that cannot be used: names the file, the line, the key and what was expected."""
+
+
+class LevelUnavailable(ScalerError):
+    """A level could not be loaded or stopped serving: names the level, the file and the cause."""
+
+
+class RequestTimedOut(ScalerError):
+    """A request waited longer for a level to serve it than the configuration allows."""
+
+
+class QueueFull(ScalerError):
+    """More requests wait for a level than the configuration allows."""
+
+
+class PinRefused(ScalerError):
+    """A level cannot be pinned: it would not fit under critical-at, is not allowed, or is unknown."""
+
+
+class MissingExtra(ScalerError):
+    """An optional part is not installed: names the extra that brings it."""
+
+
+class DaemonUnreachable(ScalerError):
+    """No scaler daemon answers at the given address."""
+
+
+class RequestRejected(ScalerError):
+    """A runtime refused a request for a fault of the request itself; carries the HTTP status and OpenAI's error body."""
+
+    def __init__(self, message: str, status: int = 400, body: dict[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body

@@ -1,0 +1,294 @@
+"""The named conditions of the transition table; each gives a verdict that can explain itself in numbers.
+
+Pure functions of the evidence and of one level. This is the only place where a figure is compared with a
+threshold, and projected usage is the only usage that is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from scaler.evidence import NEVER, Evidence
+from scaler.levels import GIB, RAM
+
+
+class Verdict(NamedTuple):
+    """What a guard found: whether it holds, the figure that decided, and what that was compared with."""
+
+    holds: bool
+    measured: float | None
+    limit: float | None
+    words: str
+    """The sentence, with ``{level}``, ``{measured}``, ``{limit}`` and ``{total}`` to be filled in."""
+    extra: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A named condition. ``subject`` says which end of a transition it is asked of."""
+
+    name: str
+    subject: Literal["from", "to"]
+    sentence: str
+    """What it demands, for people, with the policy's names in braces."""
+    test: Callable[[Evidence, int], Verdict]
+
+
+def over_limit(evidence: Evidence, position: int) -> Verdict:
+    """Projected usage has been above scale-at for as long as the debounce asks.
+
+    The debounce shrinks in a straight line from ``debounce_s`` at scale-at to nothing at critical-at: a
+    needle just above the limit needs no answer, a fall towards exhaustion cannot wait. A pinned level
+    gives way at critical-at only.
+    """
+    policy = evidence.policy
+    usage = evidence.projected[position]
+    since = evidence.over_since[position]
+    if usage is None or since is None:
+        return Verdict(False, usage, policy.scale_at, "usage at {level} is {measured} of {total}; the limit is {limit}")
+    if evidence.pinned == position:
+        return Verdict(
+            usage >= policy.critical_at,
+            usage,
+            policy.critical_at,
+            "usage at {level} is {measured} of {total}; it is pinned and gives way at {limit}",
+        )
+    above = (policy.critical_at - usage) / (policy.critical_at - policy.scale_at)
+    asked = policy.debounce_s * max(0.0, above)
+    held = evidence.now_s - since
+    return Verdict(
+        held >= asked,
+        usage,
+        policy.scale_at,
+        "usage at {level} is {measured} of {total}; the limit is {limit}, passed for {extra:.0f} s",
+        held,
+    )
+
+
+def forecast_over(evidence: Evidence, position: int) -> Verdict:
+    """The forecast, less its doubt, is above critical-at before a switch would be over."""
+    policy = evidence.policy
+    horizon = evidence.horizon_s(max(position - 1, 0))
+    forecast = evidence.forecast(position, horizon)
+    if forecast is None:
+        return Verdict(False, None, policy.critical_at, "there is no forecast for {level} yet")
+    surely = forecast.mean - policy.forecast_sigmas * forecast.sigma
+    return Verdict(
+        surely > policy.critical_at,
+        surely,
+        policy.critical_at,
+        "usage at {level} will be at least {measured} of {total} in {extra:.0f} s; the limit is {limit}",
+        horizon,
+    )
+
+
+def critical(evidence: Evidence, position: int) -> Verdict:
+    """Projected usage is at critical-at or above."""
+    usage = evidence.projected[position]
+    limit = evidence.policy.critical_at
+    return Verdict(
+        usage is not None and usage >= limit,
+        usage,
+        limit,
+        "usage at {level} is {measured} of {total}; {limit} is critical",
+    )
+
+
+def fits(evidence: Evidence, position: int) -> Verdict:
+    """Projected usage would be at scale-at or below."""
+    usage = evidence.projected[position]
+    limit = evidence.policy.scale_at
+    return Verdict(
+        usage is not None and usage <= limit,
+        usage,
+        limit,
+        "usage at {level} would be {measured} of {total}; the limit is {limit}",
+    )
+
+
+def fits_under_critical(evidence: Evidence, position: int) -> Verdict:
+    """Projected usage would be below critical-at."""
+    usage = evidence.projected[position]
+    limit = evidence.policy.critical_at
+    return Verdict(
+        usage is not None and usage < limit,
+        usage,
+        limit,
+        "usage at {level} would be {measured} of {total}; {limit} is critical",
+    )
+
+
+def fits_below_band(evidence: Evidence, position: int) -> Verdict:
+    """Projected usage has been at scale-at less the band, or below, through the whole dwell."""
+    policy = evidence.policy
+    usage = evidence.projected[position]
+    since = evidence.fits_since[position]
+    limit = policy.scale_at - policy.band
+    if since is None:
+        return Verdict(
+            False, usage, limit, "usage at {level} would be {measured} of {total}; to climb it must be at most {limit}"
+        )
+    held = evidence.now_s - since
+    return Verdict(
+        held >= evidence.dwell_s(position),
+        usage,
+        limit,
+        "usage at {level} would be {measured} of {total}, at most {limit} for {extra:.0f} s "
+        f"of the {evidence.dwell_s(position):.0f} s asked",
+        held,
+    )
+
+
+def forecast_fits(evidence: Evidence, position: int) -> Verdict:
+    """The forecast, with its doubt added, stays at scale-at or below until the switch is over."""
+    policy = evidence.policy
+    horizon = evidence.horizon_s(position)
+    forecast = evidence.forecast(position, horizon)
+    if forecast is None:
+        return Verdict(False, None, policy.scale_at, "there is no forecast for {level} yet")
+    at_most = forecast.mean + policy.forecast_sigmas * forecast.sigma
+    return Verdict(
+        at_most <= policy.scale_at,
+        at_most,
+        policy.scale_at,
+        "usage at {level} will be at most {measured} of {total} in {extra:.0f} s; the limit is {limit}",
+        horizon,
+    )
+
+
+def recovers(evidence: Evidence, position: int) -> Verdict:
+    """Projected usage has been low enough to load from off, through the whole recovery time."""
+    usage = evidence.projected[position]
+    since = evidence.recovers_since[position]
+    held = 0.0 if since is None else evidence.now_s - since
+    # Before the first change there was no pressure to recover from.
+    asked = evidence.policy.recovery_s if evidence.changed_at_s > NEVER else 0.0
+    return Verdict(
+        since is not None and held >= asked,
+        usage,
+        evidence.recovery_limit(position),
+        f"usage at {{level}} would be {{measured}} of {{total}}, at most {{limit}} for {{extra:.0f}} s "
+        f"of the {asked:.0f} s asked",
+        held,
+    )
+
+
+def wanted(evidence: Evidence, _: int) -> Verdict:
+    """Somebody asks for a model."""
+    return Verdict(
+        evidence.wanted, None, None, "a model is asked for" if evidence.wanted else "nobody asks for a model"
+    )
+
+
+def still_serves(evidence: Evidence, position: int) -> Verdict:
+    """The level is loaded and answers."""
+    holds = evidence.serving == position
+    return Verdict(holds, None, None, "{level} still serves" if holds else "{level} is not loaded")
+
+
+def pinned(evidence: Evidence, position: int) -> Verdict:
+    """A person pinned this level."""
+    holds = evidence.pinned == position
+    return Verdict(holds, None, None, "a person pinned {level}" if holds else "{level} is not pinned")
+
+
+def settled(evidence: Evidence, _: int) -> Verdict:
+    """No switch is in progress."""
+    return Verdict(
+        evidence.settled, None, None, "no switch is in progress" if evidence.settled else "a switch is in progress"
+    )
+
+
+def rested(evidence: Evidence, position: int) -> Verdict:
+    """The last change lies at least the dwell back."""
+    since = evidence.now_s - evidence.changed_at_s
+    dwell = evidence.dwell_s(position)
+    return Verdict(
+        since >= dwell,
+        None,
+        None,
+        f"the last change was {{extra:.0f}} s ago; {dwell:.0f} s are asked" if since < 1e9 else "nothing changed yet",
+        since,
+    )
+
+
+def backing_off(evidence: Evidence, position: int) -> Verdict:
+    """The level failed lately and is left alone for now."""
+    left = evidence.backoff_until_s[position] - evidence.now_s
+    if left <= 0:
+        return Verdict(False, None, None, "{level} is not backing off")
+    return Verdict(
+        True,
+        None,
+        None,
+        f"{{level}} failed {evidence.failures[position]} times and is left alone for another {{extra:.0f}} s",
+        left,
+    )
+
+
+def allowed(evidence: Evidence, position: int) -> Verdict:
+    """The tier permits the level, and no pin holds it lower."""
+    if position > evidence.highest_allowed:
+        return Verdict(False, None, None, f"the tier allows {evidence.policy.max_level} at most")
+    if evidence.pinned is not None and position > evidence.pinned:
+        held = "off" if evidence.pinned < 0 else evidence.ladder[evidence.pinned].name
+        return Verdict(False, None, None, f"the level is pinned to {held}")
+    return Verdict(True, None, None, "{level} is allowed")
+
+
+def calm(evidence: Evidence, _: int) -> Verdict:
+    """Tasks are not waiting for memory."""
+    pressure = evidence.reading.pressure if evidence.reading is not None else None
+    limit = evidence.policy.stalled_at
+    if pressure is None or pressure.memory is None:
+        return Verdict(True, None, limit, "memory stalls cannot be measured here")
+    stalled = pressure.memory.some_avg10_ratio
+    return Verdict(
+        stalled <= limit, stalled, limit, "tasks wait for memory {measured} of the time; the limit is {limit}"
+    )
+
+
+GUARDS: Mapping[str, Guard] = {
+    guard.name: guard
+    for guard in (
+        Guard("over_limit", "from", "usage > {scale_at:.0%} for up to {debounce_s:g} s", over_limit),
+        Guard("forecast_over", "from", "forecast > {critical_at:.0%}", forecast_over),
+        Guard("critical", "from", "usage ≥ {critical_at:.0%}", critical),
+        Guard("fits", "to", "usage there ≤ {scale_at:.0%}", fits),
+        Guard("fits_under_critical", "to", "usage there < {critical_at:.0%}", fits_under_critical),
+        Guard("fits_below_band", "to", "usage there ≤ {scale_at:.0%} - {band:.0%} for {dwell_s:g} s", fits_below_band),
+        Guard("forecast_fits", "to", "forecast there ≤ {scale_at:.0%}", forecast_fits),
+        Guard("recovers", "to", "room there for {recovery_s:g} s", recovers),
+        Guard("wanted", "to", "a model is asked for", wanted),
+        Guard("still_serves", "to", "it still serves", still_serves),
+        Guard("pinned", "to", "a person asks for it", pinned),
+        Guard("settled", "from", "no switch in progress", settled),
+        Guard("rested", "to", "last change ≥ {dwell_s:g} s ago", rested),
+        Guard("backing_off", "to", "failed lately", backing_off),
+        Guard("allowed", "to", "tier and pin permit it", allowed),
+        Guard("calm", "to", "memory stalls ≤ {stalled_at:.0%}", calm),
+    )
+}
+
+
+def explain(evidence: Evidence, position: int, verdict: Verdict) -> str:
+    """The verdict about a level as one sentence in numbers."""
+    name = "off" if position < 0 else evidence.ladder[position].name
+    total = "the total"
+    if position >= 0:
+        index = evidence.tightest(position)
+        part = evidence.usage[index]
+        if part is not None:
+            what = "" if evidence.resources[index] == RAM else f" of {evidence.resources[index]}"
+            total = f"{part.total_bytes / GIB:.3g} GiB{what}"
+    return verdict.words.format(
+        level=name,
+        measured="unknown"
+        if verdict.measured is None
+        else f"{verdict.measured:.1%}".replace(".0%", "%").replace("%", " %"),
+        limit="unknown" if verdict.limit is None else f"{verdict.limit:.0%}".replace("%", " %"),
+        total=total,
+        extra=verdict.extra if verdict.extra is not None else 0.0,
+    )

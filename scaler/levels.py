@@ -1,0 +1,94 @@
+"""The ladder: levels in order, smallest first.
+
+Plain data and its validation. Knows nothing of files, processes or thresholds: what a runtime needs
+in order to load a level stays with the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from scaler.errors import ConfigError
+
+GIB = 1024**3
+OFF = "off"
+RAM = "ram"
+
+
+def gpu_resource(index: int) -> str:
+    """The name of a GPU's memory as a resource: ``gpu0`` for the GPU that NVML calls 0."""
+    return f"gpu{index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One rung of the ladder.
+
+    ``footprint`` maps a resource (``ram``, ``gpu0``, ...) to the bytes that the level takes of it when
+    serving, as declared; ``quality`` is the person's own judgement, 0..1; ``load_s`` is how long loading
+    is expected to take, in seconds.
+    """
+
+    name: str
+    footprint: Mapping[str, int]
+    quality: float
+    load_s: float
+
+
+class Ladder(Sequence[Level]):
+    """The levels in order, smallest first; never empty.
+
+    Raises :class:`ConfigError` for an empty ladder, duplicate or reserved names, or levels whose
+    footprints do not ascend.
+    """
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        if not levels:
+            raise ConfigError("ladder: no levels; expected at least one")
+        names = [level.name for level in levels]
+        for position, name in enumerate(names):
+            if not name or name == OFF:
+                raise ConfigError(f"ladder[{position}].name: {name!r} cannot be used; expected a name other than 'off'")
+            if name in names[:position]:
+                raise ConfigError(f"ladder[{position}].name: {name!r} is used twice; expected distinct names")
+        for position, (below, above) in enumerate(zip(levels, levels[1:], strict=False), start=1):
+            shrinking = [
+                resource
+                for resource in {**below.footprint, **above.footprint}
+                if above.footprint.get(resource, 0) < below.footprint.get(resource, 0)
+            ]
+            if shrinking or dict(below.footprint) == dict(above.footprint):
+                what = shrinking[0] if shrinking else RAM
+                raise ConfigError(
+                    f"ladder[{position}]: {above.name!r} takes {above.footprint.get(what, 0)} bytes of {what}, "
+                    f"{below.name!r} before it {below.footprint.get(what, 0)}; expected levels from the smallest "
+                    "footprint to the largest"
+                )
+        self._levels = tuple(levels)
+        self._index = {level.name: index for index, level in enumerate(levels)}
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # both overloads of Sequence
+        return self._levels[index]
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def __iter__(self) -> Iterator[Level]:
+        return iter(self._levels)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The levels' names, smallest first, without ``off``."""
+        return tuple(level.name for level in self._levels)
+
+    def index(self, name: object, *_: int) -> int:
+        """The position of the level called ``name``, 0 for the smallest; ``off`` is -1.
+
+        Raises KeyError for a name that is not on the ladder.
+        """
+        return -1 if name == OFF else self._index[str(name)]
+
+    def level(self, name: str) -> Level:
+        """The level called ``name``; raises KeyError when there is none."""
+        return self._levels[self._index[name]]

@@ -1,0 +1,469 @@
+"""The transition table, and the `transitions` machine that is built from it.
+
+Pure: readings and answers of the effects come in with their times, states and decisions come out. Being in
+a state means that this is the level we mean to serve; whether it serves already is told by events. Knows
+nothing of processes, HTTP, threads or files, and never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from transitions import EventData, Machine
+
+from scaler.errors import PinRefused
+from scaler.evidence import NEVER, Evidence
+from scaler.guards import GUARDS, critical, explain, fits_under_critical
+from scaler.levels import OFF, Ladder
+from scaler.policy import Policy
+from scaler.readings import Reading
+
+CLIMB = ("settled", "fits_below_band", "rested", "allowed", "calm", "forecast_fits")
+RECOVER = ("wanted", "settled", "recovers", "allowed")
+CRITICAL_SHARE = 0.1
+"""What is left of the drain limits in the critical zone. Source: the person's rule, "both shrink to a tenth"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: in ``source``, on ``trigger``, go to ``dest`` when the guards agree.
+
+    ``dest`` None means that the state stays. Rows of one trigger and source are tried in order.
+    """
+
+    trigger: str
+    source: str
+    dest: str | None
+    when: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+
+
+def table(names: tuple[str, ...]) -> tuple[Row, ...]:
+    """The single source of the machine, its documentation and its diagram; ``names`` smallest level first."""
+    return tuple(_rows(names))
+
+
+def _rows(names: tuple[str, ...]) -> Iterator[Row]:
+    states = (OFF, *names)
+    for there in names:
+        yield Row("observe", OFF, there, RECOVER, ("backing_off",))
+    for position, here in enumerate(names):
+        lower, higher = names[:position], names[position + 1 :]
+        for there in reversed(lower):
+            yield Row("observe", here, there, ("over_limit", "fits"), ("backing_off",))
+        for there in reversed(lower):
+            yield Row("observe", here, there, ("forecast_over", "fits"), ("backing_off",))
+        # Nothing fits under scale-at: the smallest that stays under critical-at still serves.
+        for there in lower:
+            yield Row("observe", here, there, ("over_limit", "fits_under_critical"), ("backing_off",))
+        yield Row("observe", here, OFF, ("critical",))
+        for there in reversed(higher):
+            yield Row("observe", here, there, CLIMB, ("backing_off",))
+    for here in names:
+        for there in states:
+            if there != here:
+                yield Row("switch_failed", here, there, ("still_serves",))
+        for there in reversed(names[: names.index(here)]):
+            yield Row("switch_failed", here, there, (), ("backing_off",))
+            yield Row("degrade", here, there, (), ("backing_off",))
+        yield Row("switch_failed", here, OFF)
+        yield Row("died", here, OFF)
+    for here in states:
+        yield Row("switched", here, None)
+        for there in states:
+            if there != here:
+                yield Row("pin", here, there, ("pinned",) if there == OFF else ("pinned", "fits_under_critical"))
+        yield Row("unpin", here, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One guard asked of one level: what it said."""
+
+    guard: str
+    level: str
+    holds: bool
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A change of the state, with everything that led to it. ``at_s`` is monotonic."""
+
+    ticket: int
+    at_s: float
+    trigger: str
+    source: str
+    dest: str
+    reasons: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    projected: dict[str, float | None]
+    reading: Reading | None
+
+    @property
+    def reason(self) -> str:
+        """The deciding sentences as one."""
+        return "; ".join(self.reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """What the effects are asked to do on entering a state.
+
+    ``beside``: the new level fits beside what is loaded, so load first and cut over; else unload first.
+    A running answer may take ``drain_s`` more seconds and ``drain_tokens`` more tokens.
+    """
+
+    ticket: int
+    dest: str
+    beside: bool
+    drain_s: float
+    drain_tokens: int
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """How a level stands: every guard of the way there, and the seconds that are lacking at the least.
+
+    ``wait_s`` is None when no time alone will open the way, 0 when nothing is lacking.
+    """
+
+    level: str
+    findings: tuple[Finding, ...]
+    wait_s: float | None
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """The sentences of the guards that stand in the way."""
+        return tuple(f.sentence for f in self.findings if f.holds == (f.guard == "backing_off"))
+
+
+class _Model:
+    """What `transitions` moves: it adds ``state``, and one method a trigger."""
+
+    state: str
+
+
+class LevelMachine:
+    """A ladder and a policy as a state machine; one owner at a time.
+
+    ``on_enter`` is told of every state that is entered and must return at once; ``on_hurry`` of a switch
+    in progress whose drain limits shrink because usage turned critical.
+    """
+
+    def __init__(
+        self,
+        ladder: Ladder,
+        policy: Policy,
+        on_enter: Callable[[Switch], None],
+        *,
+        on_hurry: Callable[[Switch], None] = lambda _: None,
+        initial: str = OFF,
+    ) -> None:
+        """``initial``: the level that serves already, if any."""
+        self.ladder = ladder
+        self.policy = policy
+        self.evidence = Evidence(ladder, policy)
+        self.last_decision: Decision | None = None
+        self.switch: Switch | None = None
+        self._on_enter = on_enter
+        self._on_hurry = on_hurry
+        self._ticket = 0
+        self._climbed_to = -1
+        self._served_since = NEVER
+        self._inputs = 0
+        self._conditions: dict[tuple[str, int], Callable[[EventData], bool]] = {}
+        self._model = _Model()
+        states = (OFF, *ladder.names)
+        self._machine = Machine(
+            model=self._model,
+            states=[{"name": name, "on_enter": [self._entered]} for name in states],
+            transitions=[self._transition(row) for row in table(ladder.names)],
+            initial=initial,
+            auto_transitions=False,
+            send_event=True,
+        )
+        self._triggers = {name: partial(event.trigger, self._model) for name, event in self._machine.events.items()}
+        position = ladder.index(initial)
+        self.evidence.state = position
+        self.evidence.serving = position if position >= 0 else None
+
+    def _transition(self, row: Row) -> dict[str, Any]:
+        return {
+            "trigger": row.trigger,
+            "source": row.source,
+            "dest": row.dest,
+            "conditions": [self._condition(name, row) for name in row.when],
+            "unless": [self._condition(name, row) for name in row.unless],
+        }
+
+    def _condition(self, name: str, row: Row) -> Callable[[EventData], bool]:
+        """The guard as `transitions` asks it; rows that ask the same share one answer per input."""
+        test, evidence, position = GUARDS[name].test, self.evidence, self._subject(name, row)
+        known = self._conditions.get((name, position))
+        if known is not None:
+            return known
+        asked_at, answer = -1, False
+
+        def holds(_: EventData) -> bool:
+            nonlocal asked_at, answer
+            if asked_at != self._inputs:
+                asked_at, answer = self._inputs, test(evidence, position).holds
+            return answer
+
+        holds.__name__ = name
+        self._conditions[name, position] = holds
+        return holds
+
+    def _subject(self, guard: str, row: Row) -> int:
+        return self.ladder.index(row.source if GUARDS[guard].subject == "from" or row.dest is None else row.dest)
+
+    # ------------------------------------------------------------------ what is known
+
+    @property
+    def state(self) -> str:
+        """The level that we mean to serve, or ``off``."""
+        return self._model.state
+
+    @property
+    def settled(self) -> bool:
+        """Whether no switch is in progress."""
+        return self.evidence.settled
+
+    @property
+    def serving(self) -> str:
+        """The level that answers now, or ``off``."""
+        position = self.evidence.serving
+        return OFF if position is None or position < 0 else self.ladder[position].name
+
+    @property
+    def pinned(self) -> str | None:
+        """The level that a person pinned, if any."""
+        position = self.evidence.pinned
+        return None if position is None else OFF if position < 0 else self.ladder[position].name
+
+    # ------------------------------------------------------------------ what comes in
+
+    def observe(self, reading: Reading) -> bool:
+        """Take in a reading and decide; True when the state changed.
+
+        A reading that is missing, out of order or from the past changes nothing.
+        """
+        evidence = self.evidence
+        if not evidence.take(reading):
+            return False
+        if evidence.settled and evidence.state >= 0:
+            self._forgive()
+        elif self.switch is not None and not evidence.settled:
+            self._hurry(self.switch)
+        return self._trigger("observe")
+
+    def switched(self, ticket: int, at_s: float, took_s: float | None = None) -> None:
+        """The switch ``ticket`` is done: its level serves. ``took_s``: how long loading took, to learn from."""
+        if self.switch is None or ticket != self.switch.ticket or self.settled:
+            return
+        evidence = self.evidence
+        self._settle(at_s)
+        evidence.serving = evidence.state if evidence.state >= 0 else None
+        self._served_since = evidence.changed_at_s
+        if took_s is not None and evidence.state >= 0:
+            evidence.load_s[evidence.state] = took_s
+        self._trigger("switched")
+
+    def switch_failed(self, ticket: int, still_serving: str, at_s: float) -> None:
+        """The switch ``ticket`` failed; ``still_serving`` answers, or ``off``. Its level backs off."""
+        if self.switch is None or ticket != self.switch.ticket or self.settled:
+            return
+        evidence = self.evidence
+        self._settle(at_s)
+        position = self.ladder.index(still_serving)
+        evidence.serving = position if position >= 0 else None
+        if evidence.state >= 0:
+            evidence.fail(evidence.state, evidence.changed_at_s)
+            self._trigger("switch_failed")
+
+    def died(self, level: str, at_s: float) -> None:
+        """The model of ``level`` ended without having been asked to. It backs off."""
+        evidence = self.evidence
+        position = self.ladder.index(level)
+        if position < 0:
+            return
+        evidence.fail(position, max(at_s, evidence.now_s))
+        if evidence.serving == position:
+            evidence.serving = None
+        if evidence.state == position:
+            self._settle(at_s)
+            self._trigger("died")
+
+    def degrade(self, at_s: float) -> bool:
+        """Step down by one level because somebody asks for it; False when there is nothing lower to go to."""
+        self._event_at_s = max(at_s, self.evidence.now_s)
+        return self.evidence.state > 0 and self._trigger("degrade")
+
+    def want(self, wanted: bool) -> None:
+        """Say whether anybody asks for a model at all; from off, nothing is loaded before."""
+        self.evidence.wanted = wanted
+
+    def pin(self, level: str, at_s: float) -> None:
+        """Stay at ``level`` until unpinned. Raises PinRefused with the reason."""
+        evidence = self.evidence
+        try:
+            position = self.ladder.index(level)
+        except KeyError:
+            known = ", ".join((OFF, *self.ladder.names))
+            raise PinRefused(f"cannot pin {level!r}: no such level; known are {known}") from None
+        if position > evidence.highest_allowed:
+            raise PinRefused(f"cannot pin {level}: the tier allows {self.policy.max_level} at most")
+        if position >= 0:
+            verdict = fits_under_critical(evidence, position)
+            if not verdict.holds:
+                raise PinRefused(f"cannot pin {level}: {explain(evidence, position, verdict)}")
+        evidence.pinned = position
+        if position != evidence.state:
+            self._event_at_s = max(at_s, evidence.now_s)
+            self._trigger("pin")
+
+    def unpin(self) -> None:
+        """Let the machine decide again."""
+        self.evidence.pinned = None
+        self._trigger("unpin")
+
+    # ------------------------------------------------------------------ what happens inside
+
+    _event_at_s = NEVER
+
+    def _trigger(self, name: str) -> bool:
+        self._inputs += 1
+        return bool(self._triggers[name]())
+
+    def _settle(self, at_s: float) -> None:
+        evidence = self.evidence
+        evidence.settled = True
+        evidence.changed_at_s = self._event_at_s = max(at_s, evidence.now_s, evidence.changed_at_s)
+
+    def _entered(self, event: EventData) -> None:
+        evidence = self.evidence
+        source, dest = str(event.transition.source), str(event.transition.dest)
+        trigger = str(event.event.name)
+        before, after = evidence.state, self.ladder.index(dest)
+        now = max(evidence.now_s, self._event_at_s)
+        decision = self._decide(trigger, source, dest, event, now)
+        self._remember_wasted(trigger, before, after, now)
+        evidence.state = after
+        evidence.changed_at_s = now
+        self.last_decision = decision
+        beside = self._fits_beside(after)
+        evidence.settled = False
+        drain_s, drain_tokens = self._drain_limits()
+        self.switch = Switch(decision.ticket, dest, beside, drain_s, drain_tokens, decision)
+        self._on_enter(self.switch)
+
+    def _decide(self, trigger: str, source: str, dest: str, event: EventData, now: float) -> Decision:
+        evidence = self.evidence
+        self._ticket += 1
+        row = Row(trigger, source, dest, tuple(c.func.__name__ for c in event.transition.conditions if c.target))
+        reasons = [
+            explain(evidence, self._subject(name, row), GUARDS[name].test(evidence, self._subject(name, row)))
+            for name in row.when
+        ]
+        if trigger == "died":
+            reasons.append(f"the model of {source} died")
+        elif trigger == "switch_failed":
+            reasons.insert(0, f"{source} could not be loaded")
+        elif trigger == "degrade":
+            reasons.append("a step down was asked for")
+        return Decision(
+            self._ticket,
+            now,
+            trigger,
+            source,
+            dest,
+            tuple(reasons),
+            tuple(f for outlook in self.outlooks() for f in outlook.findings),
+            {level.name: p for level, p in zip(self.ladder, evidence.projected, strict=True)},
+            evidence.reading,
+        )
+
+    def _remember_wasted(self, trigger: str, before: int, after: int, now: float) -> None:
+        evidence = self.evidence
+        if trigger == "observe" and after < before == self._climbed_to:
+            if now - self._served_since < self.policy.wasted_within_s:
+                evidence.wasted[before] += 1
+        self._climbed_to = after if trigger == "observe" and after > before >= 0 else -1
+        self._served_since = now
+
+    def _forgive(self) -> None:
+        evidence = self.evidence
+        served = evidence.now_s - self._served_since
+        if evidence.wasted[evidence.state] and served >= self.policy.wasted_within_s:
+            evidence.wasted[evidence.state] = 0
+        if evidence.failures[evidence.state] and served >= self.policy.dwell_s:
+            evidence.failures[evidence.state] = 0
+
+    def _hurry(self, switch: Switch) -> None:
+        drain_s, drain_tokens = self._drain_limits()
+        if drain_s < switch.drain_s or drain_tokens < switch.drain_tokens:
+            self.switch = Switch(switch.ticket, switch.dest, switch.beside, drain_s, drain_tokens, switch.decision)
+            self._on_hurry(self.switch)
+
+    def _drain_limits(self) -> tuple[float, int]:
+        policy, serving = self.policy, self.evidence.serving
+        if serving is not None and critical(self.evidence, serving).holds:
+            return policy.drain_seconds * CRITICAL_SHARE, int(policy.drain_tokens * CRITICAL_SHARE)
+        return policy.drain_seconds, policy.drain_tokens
+
+    def _fits_beside(self, position: int) -> bool:
+        evidence = self.evidence
+        if position < 0 or evidence.serving is None:
+            return False
+        new, old = evidence.footprints.of(position), evidence.footprints.of(evidence.serving)
+        for need, held, part in zip(new, old, evidence.usage, strict=True):
+            if part is None:
+                if need:
+                    return False
+            elif part.other_bytes + max(held, part.own_bytes) + need >= self.policy.critical_at * part.total_bytes:
+                return False
+        return True
+
+    # ------------------------------------------------------------------ explanations
+
+    def outlooks(self) -> tuple[Outlook, ...]:
+        """How every level but the present one stands, smallest first."""
+        state = self.state
+        return tuple(self._outlook(state, level.name) for level in self.ladder if level.name != state)
+
+    def _outlook(self, source: str, dest: str) -> Outlook:
+        evidence = self.evidence
+        up = self.ladder.index(dest) > self.ladder.index(source)
+        names = RECOVER if source == OFF else CLIMB if up else ("over_limit", "fits")
+        findings = []
+        wait: float | None = 0.0
+        for name in (*names, "backing_off"):
+            row = Row("observe", source, dest, (name,))
+            position = self._subject(name, row)
+            verdict = GUARDS[name].test(evidence, position)
+            subject = OFF if position < 0 else self.ladder[position].name
+            findings.append(Finding(name, subject, verdict.holds, explain(evidence, position, verdict)))
+            if verdict.holds == (name == "backing_off"):
+                left = self._time_left(name, position, verdict.extra)
+                wait = None if left is None or wait is None else max(wait, left)
+        return Outlook(dest, tuple(findings), wait)
+
+    def _time_left(self, guard: str, position: int, held: float | None) -> float | None:
+        """Seconds after which a guard that stands in the way lets through if readings stay as they are."""
+        evidence = self.evidence
+        if held is None:
+            return None
+        if guard == "backing_off":
+            return held
+        if guard == "rested":
+            return evidence.dwell_s(position) - held
+        if guard == "fits_below_band":
+            return evidence.dwell_s(position) - held
+        if guard == "recovers" and evidence.recovers_since[position] is not None:
+            return self.policy.recovery_s - held
+        return None

@@ -1,0 +1,70 @@
+"""The named parameters of the decision, with their shipped values, units and ranges.
+
+A tier's YAML sets any of them under ``policy:``. Data only, and the one home of these defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge, Gt, Le, Lt
+
+Ratio = Annotated[float, Gt(0), Lt(1)]
+Seconds = Annotated[float, Ge(0), Lt(1e7)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How a tier decides. Ratios are of a resource's total; times are seconds."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    scale_at: Ratio = 0.80
+    """Projected usage above this makes a level give way to a smaller one."""
+    band: Ratio = 0.05
+    """Hysteresis: a larger level must fit under scale_at - band before it is climbed to."""
+    critical_at: Ratio = 0.95
+    """Projected usage from here on is felt by people: act at once, and shorten draining."""
+    dwell_s: Seconds = 300.0
+    """For how long an upgrade's conditions must have held without a break, and since the last change."""
+    debounce_s: Seconds = 4.0
+    """For how long usage just above scale_at is watched before stepping down; shrinks to 0 at critical_at."""
+    recovery_s: Seconds = 10.0
+    """For how long the smallest level must have fitted before it is loaded again from off."""
+    trend_window_s: Annotated[float, Gt(0), Lt(1e6)] = 60.0
+    """The stretch of readings from which a trend is estimated."""
+    switch_margin_s: Seconds = 5.0
+    """Added to the time a switch takes: how far ahead the forecast looks."""
+    forecast_sigmas: Annotated[float, Ge(0), Le(10)] = 2.0
+    """How many standard deviations of doubt a forecast must clear before it is acted on."""
+    stale_after_s: Annotated[float, Gt(0), Lt(1e6)] = 10.0
+    """A gap between readings longer than this breaks the evidence for an upgrade."""
+    backoff_s: Seconds = 60.0
+    """How long a level that failed to load, or died, is left alone; doubles with each failure in a row."""
+    backoff_max_s: Seconds = 3600.0
+    """The longest such pause."""
+    wasted_within_s: Seconds = 600.0
+    """An upgrade undone within this time was wasted: the next one waits for longer."""
+    dwell_max_s: Seconds = 1800.0
+    """The bound of that lengthening; equal to dwell_s switches it off."""
+    footprint_half_life_s: Annotated[float, Gt(0), Lt(1e7)] = 600.0
+    """A level seen to take less than before is believed half of it after this time; more, at once."""
+    stalled_at: Annotated[float, Gt(0), Le(1)] = 0.10
+    """Share of the last ten seconds that tasks waited for memory (PSI some) above which nothing is climbed."""
+    max_level: str | None = None
+    """The largest level that this tier may climb to; none means the whole ladder."""
+    drain_seconds: Seconds = 20.0
+    """How long an answer that is running when its level must go may still take; a tenth when critical."""
+    drain_tokens: Annotated[int, Ge(0), Lt(1_000_000)] = 256
+    """How many tokens such an answer may still have; a tenth when critical."""
+
+    def __post_init__(self) -> None:
+        if self.band >= self.scale_at:
+            raise ValueError(f"band {self.band} must be below scale_at {self.scale_at}")
+        if self.critical_at <= self.scale_at:
+            raise ValueError(f"critical_at {self.critical_at} must be above scale_at {self.scale_at}")
+        if self.dwell_max_s < self.dwell_s:
+            raise ValueError(f"dwell_max_s {self.dwell_max_s} must not be below dwell_s {self.dwell_s}")
+        if self.backoff_max_s < self.backoff_s:
+            raise ValueError(f"backoff_max_s {self.backoff_max_s} must not be below backoff_s {self.backoff_s}")

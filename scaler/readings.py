@@ -1,0 +1,123 @@
+"""What the sensors saw: one :class:`Reading` is one sample of the machine.
+
+Data only. What a machine lacks, or what could not be read, is ``None`` and never 0. Ratios are 0..1
+(a CPU ratio is of all cores together), sizes are bytes, rates are per second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scaler.levels import RAM, gpu_resource
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """RAM as far as this process may use it: ``limited_by`` says whether machine or cgroup sets it."""
+
+    total_bytes: int
+    available_bytes: int
+    limited_by: str = "machine"
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Swap space and its traffic; the rates are ``None`` until two samples exist."""
+
+    total_bytes: int
+    used_bytes: int
+    in_bytes_per_s: float | None = None
+    out_bytes_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """How busy the processors are, all of them together, and our own part of it."""
+
+    cores: int
+    busy_ratio: float | None = None
+    own_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """Pressure stall information of one resource: share of the last ten seconds lost waiting."""
+
+    some_avg10_ratio: float
+    full_avg10_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """PSI, where the kernel has it."""
+
+    memory: Stall | None = None
+    cpu: Stall | None = None
+    io: Stall | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU as its driver reports it; ``own_bytes`` is what our model's processes hold there."""
+
+    index: int
+    name: str
+    total_bytes: int
+    used_bytes: int
+    free_bytes: int
+    own_bytes: int | None = None
+    utilisation_ratio: float | None = None
+    temperature_c: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """Where the power comes from."""
+
+    plugged_in: bool | None = None
+    battery_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One resource split into our model's part and everyone else's: used = own + other, in bytes."""
+
+    total_bytes: int
+    own_bytes: int
+    other_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One sample of the machine.
+
+    ``at_s`` is monotonic and serves every calculation; ``wall_s`` (seconds since the epoch) is for people
+    only. ``own_bytes`` is the RAM that our model's process tree holds and that would come back if it
+    ended. ``missing`` names the sensors that should have answered and did not.
+    """
+
+    at_s: float
+    wall_s: float | None = None
+    memory: Memory | None = None
+    own_bytes: int | None = None
+    swap: Swap | None = None
+    cpu: Cpu | None = None
+    pressure: Pressure | None = None
+    gpus: tuple[Gpu, ...] | None = None
+    power: Power | None = None
+    missing: tuple[str, ...] = field(default=())
+
+    def usage(self, resource: str) -> Usage | None:
+        """The use of ``ram`` or ``gpu<N>``, split into own and other; ``None`` when any part is missing."""
+        if resource == RAM:
+            memory = self.memory
+            if memory is None or self.own_bytes is None:
+                return None
+            used = memory.total_bytes - memory.available_bytes
+            own = min(self.own_bytes, used)
+            return Usage(memory.total_bytes, own, used - own)
+        for gpu in self.gpus or ():
+            if gpu_resource(gpu.index) == resource and gpu.own_bytes is not None:
+                own = min(gpu.own_bytes, gpu.used_bytes)
+                return Usage(gpu.total_bytes, own, gpu.used_bytes - own)
+        return None

@@ -1,0 +1,52 @@
+"""What scaler asks of a runtime. A new runtime is one new file that fulfils these two protocols.
+
+A runtime knows nothing of thresholds, ladders or decisions: it loads what it is told to load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from typing import Any, Protocol
+
+from scaler.settings import LevelSettings
+
+
+class LoadedModel(Protocol):
+    """A level that is loaded and can answer."""
+
+    @property
+    def name(self) -> str:
+        """The level's name."""
+
+    @property
+    def pids(self) -> Collection[int]:
+        """The roots of the process tree whose memory is our own."""
+
+    def chat(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Stream the answer to an OpenAI chat request as `chat.completion.chunk` objects, in order.
+
+        Closing the iterator ends the generation. Raises LevelUnavailable when the model dies or
+        refuses to answer, RequestRejected when the request itself is at fault.
+        """
+
+    async def health(self) -> bool:
+        """Whether the model can take a request now."""
+
+    async def died(self) -> str:
+        """Wait until the model's process ends without having been asked to; return why."""
+
+    async def unload(self) -> None:
+        """End the model; return when its memory is back. Safe to call twice and on a dead model."""
+
+
+class Runtime(Protocol):
+    """Loads levels."""
+
+    def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
+        """Estimate what serving the level will take, in bytes a resource; raises LevelUnavailable."""
+
+    async def load(self, settings: LevelSettings, progress: Callable[[float], None]) -> LoadedModel:
+        """Load a level and return when it can answer; ``progress`` is told 0..1 on the way.
+
+        Cancelling ends what was started. Raises LevelUnavailable with the level, the file and the cause.
+        """
