@@ -28,6 +28,10 @@ class PinRefused(ScalerError):
     """A level cannot be pinned: it would not fit under critical-at, is not allowed, or is unknown."""
 
 
+class SensorFailed(ScalerError):
+    """A sensor could not read what the machine has: names the file or call and what was wrong with its answer."""
+
+
 class MissingExtra(ScalerError):
     """An optional part is not installed: names the extra that brings it."""
 

@@ -60,7 +60,7 @@ class Evidence:
             self._break()
         self.now_s, self.reading, self.usage = now, reading, usage
         if self.settled and self.state >= 0:
-            self.footprints.learn(self.state, [u and u.own_bytes for u in usage], now)
+            self.footprints.learn(self.state, [None if part is None else part.own_bytes for part in usage], now)
         for trend, part in zip(self.trends, usage, strict=True):
             if part is None:
                 trend.clear()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from transitions import EventData, Machine
+from transitions import EventData, Machine, Transition
 
 from scaler.errors import PinRefused
 from scaler.evidence import NEVER, Evidence
@@ -140,6 +140,12 @@ class Outlook:
     def lacking(self) -> tuple[str, ...]:
         """The sentences of the guards that stand in the way."""
         return tuple(f.sentence for f in self.findings if f.holds == (f.guard == "backing_off"))
+
+
+def _guard_names(transition: Transition) -> Iterator[str]:
+    for condition in transition.conditions:
+        if condition.target:
+            yield getattr(condition.func, "__name__", str(condition.func))
 
 
 class _Model:
@@ -347,11 +353,12 @@ class LevelMachine:
 
     def _entered(self, event: EventData) -> None:
         evidence = self.evidence
-        source, dest = str(event.transition.source), str(event.transition.dest)
-        trigger = str(event.event.name)
+        taken = event.transition
+        assert taken is not None and taken.dest is not None  # a state is only entered by a row that names it
+        trigger, source, dest = str(event.event.name), str(taken.source), str(taken.dest)
         before, after = evidence.state, self.ladder.index(dest)
         now = max(evidence.now_s, self._event_at_s)
-        decision = self._decide(trigger, source, dest, event, now)
+        decision = self._decide(Row(trigger, source, dest, tuple(_guard_names(taken))), now)
         self._remember_wasted(trigger, before, after, now)
         evidence.state = after
         evidence.changed_at_s = now
@@ -362,26 +369,26 @@ class LevelMachine:
         self.switch = Switch(decision.ticket, dest, beside, drain_s, drain_tokens, decision)
         self._on_enter(self.switch)
 
-    def _decide(self, trigger: str, source: str, dest: str, event: EventData, now: float) -> Decision:
+    def _decide(self, row: Row, now: float) -> Decision:
+        """Write down a change that is being made, before the evidence moves on."""
         evidence = self.evidence
         self._ticket += 1
-        row = Row(trigger, source, dest, tuple(c.func.__name__ for c in event.transition.conditions if c.target))
         reasons = [
             explain(evidence, self._subject(name, row), GUARDS[name].test(evidence, self._subject(name, row)))
             for name in row.when
         ]
-        if trigger == "died":
-            reasons.append(f"the model of {source} died")
-        elif trigger == "switch_failed":
-            reasons.insert(0, f"{source} could not be loaded")
-        elif trigger == "degrade":
+        if row.trigger == "died":
+            reasons.append(f"the model of {row.source} died")
+        elif row.trigger == "switch_failed":
+            reasons.insert(0, f"{row.source} could not be loaded")
+        elif row.trigger == "degrade":
             reasons.append("a step down was asked for")
         return Decision(
             self._ticket,
             now,
-            trigger,
-            source,
-            dest,
+            row.trigger,
+            row.source,
+            str(row.dest),
             tuple(reasons),
             tuple(f for outlook in self.outlooks() for f in outlook.findings),
             {level.name: p for level, p in zip(self.ladder, evidence.projected, strict=True)},

@@ -1,0 +1,82 @@
+"""The command line: one file a command. Each is a `Command`; nothing here decides or loads anything."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from scaler.errors import ConfigError, DaemonUnreachable, ScalerError
+
+EXIT_OK, EXIT_NO, EXIT_USAGE, EXIT_FAILED, EXIT_UNREACHABLE = 0, 1, 2, 3, 4
+EXIT_CODES = "exit codes: 0 done or yes, 1 no, 2 wrong usage or configuration, 3 failed, 4 no daemon answers"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: ``run`` gets the parsed arguments and returns the exit code."""
+
+    name: str
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+MODULES = (
+    "run",
+    "chat",
+    "status",
+    "check",
+    "explain",
+    "pin",
+    "history",
+    "tier",
+    "diagram",
+    "config",
+    "demo_models",
+    "demo",
+    "control",
+)
+"""The commands in the order in which a newcomer needs them; each module has its Command as ``COMMAND``."""
+
+
+def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scaler",
+        description="Keeps the best local language model that this machine can sustain, all the time.",
+        epilog=f"Start with `scaler run`. {EXIT_CODES}.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    # Only the command that was asked for is imported, so that each starts quickly.
+    named = next((w.replace("-", "_") for w in wanted if not w.startswith("-")), None)
+    for module in (named,) if named in MODULES else MODULES:
+        command: Command = importlib.import_module(f"scaler.cli.{module}").COMMAND
+        sub = commands.add_parser(command.name, help=command.summary, description=command.summary, epilog=EXIT_CODES)
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Errors of ours are one message on stderr."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    args = _parser(arguments).parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except ConfigError as error:
+        print(f"scaler: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except DaemonUnreachable as error:
+        print(f"scaler: {error}", file=sys.stderr)
+        return EXIT_UNREACHABLE
+    except ScalerError as error:
+        print(f"scaler: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except BrokenPipeError:
+        # Whoever read our output has had enough of it, as in `scaler history | head`.
+        sys.stderr.close()
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return 130

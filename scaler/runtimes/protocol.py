@@ -5,7 +5,7 @@ A runtime knows nothing of thresholds, ladders or decisions: it loads what it is
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from scaler.settings import LevelSettings
@@ -18,16 +18,15 @@ class LoadedModel(Protocol):
     def name(self) -> str:
         """The level's name."""
 
-    @property
-    def pids(self) -> Collection[int]:
-        """The roots of the process tree whose memory is our own."""
-
     def chat(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Stream the answer to an OpenAI chat request as `chat.completion.chunk` objects, in order.
 
         Closing the iterator ends the generation. Raises LevelUnavailable when the model dies or
         refuses to answer, RequestRejected when the request itself is at fault.
         """
+
+    async def count_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
+        """How many tokens of the context window these messages take as a prompt."""
 
     async def health(self) -> bool:
         """Whether the model can take a request now."""
@@ -44,6 +43,9 @@ class Runtime(Protocol):
 
     def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
         """Estimate what serving the level will take, in bytes a resource; raises LevelUnavailable."""
+
+    def pids(self) -> Collection[int]:
+        """The processes of everything that is loaded or being loaded; from any thread."""
 
     async def load(self, settings: LevelSettings, progress: Callable[[float], None]) -> LoadedModel:
         """Load a level and return when it can answer; ``progress`` is told 0..1 on the way.

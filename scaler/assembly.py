@@ -1,0 +1,56 @@
+"""Puts the parts together as the person's configuration and this machine ask for.
+
+The one place that knows them all; it decides and performs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaler.levels import GIB, Ladder, Level
+from scaler.policy import Policy
+from scaler.runtimes.protocol import Runtime
+from scaler.settings import LevelSettings, Settings, load_settings
+from scaler.tiers import Detection, HardwareTierDetector
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a scaler and a manager are made of."""
+
+    settings: Settings
+    tier: Detection
+    policy: Policy
+    ladder: Ladder
+    levels: Mapping[str, tuple[Runtime, LevelSettings]]
+
+
+def assemble(config: Path | None = None) -> Parts:
+    """Read the configuration, detect the tier, size the ladder. Raises ConfigError, LevelUnavailable."""
+    settings = load_settings(config)
+    detector = HardwareTierDetector()
+    tier = detector.detect() if settings.tier == "auto" else detector.chosen(settings.tier)
+    policy = settings.policy_on(tier.tier)
+    runtimes: dict[str, Runtime] = {}
+    levels: dict[str, tuple[Runtime, LevelSettings]] = {}
+    for level in settings.ladder:
+        runtime = runtimes.setdefault(level.runtime, _runtime(level.runtime))
+        levels[level.name] = (runtime, level)
+    ladder = Ladder(
+        [
+            Level(name, runtime.footprint(level), level.quality, level.load_s)
+            for name, (runtime, level) in levels.items()
+        ]
+    )
+    return Parts(settings, tier, policy, ladder, levels)
+
+
+def _runtime(name: str) -> Runtime:
+    """The runtime called ``name``; imported when it is used, for each brings libraries of its own."""
+    if name == "embedded":
+        from scaler.runtimes.embedded import EmbeddedRuntime
+
+        return EmbeddedRuntime()
+    raise AssertionError(f"the schema lets no runtime called {name!r} through")

@@ -1,0 +1,64 @@
+"""What the scaler tells its subscribers, beside what the monitor tells.
+
+Data only. Times are monotonic seconds; durations are seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scaler.machine import Switch
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionMade:
+    """The state changed; the effects were asked for ``switch``."""
+
+    switch: Switch
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hurried:
+    """Usage turned critical during a switch: its drain limits shrank to those of ``switch``."""
+
+    switch: Switch
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchDone:
+    """``level`` serves now. ``took_s`` runs from the decision, ``load_s`` is the loading in it, if any."""
+
+    ticket: int
+    source: str
+    level: str
+    took_s: float
+    load_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchFailed:
+    """``level`` could not be loaded; ``still_serving`` answers, or ``off``."""
+
+    ticket: int
+    level: str
+    still_serving: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDied:
+    """The model of ``level`` ended without having been asked to."""
+
+    level: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PinChanged:
+    """A person pinned ``level``, or unpinned it (None)."""
+
+    level: str | None
+
+
+ScalerEvent = DecisionMade | Hurried | SwitchDone | SwitchFailed | ModelDied | PinChanged

@@ -1,0 +1,117 @@
+"""The journal: every decision with its context and every outcome, as JSON lines in files that rotate.
+
+Owns the file and its form; knows nothing of how decisions come about. The files are readable by their
+owner only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import IO, Any
+
+from scaler.errors import ScalerError
+from scaler.events import DecisionMade, Hurried, ModelDied, PinChanged, SwitchDone, SwitchFailed
+
+
+class JournalError(ScalerError):
+    """The journal could not be written or read: names the file and the cause."""
+
+
+class _Lines(RotatingFileHandler):
+    """A rotating file that raises, where the standard library's would print to stderr and go on."""
+
+    def _open(self) -> IO[str]:  # type: ignore[override]
+        return open(  # noqa: SIM115  # kept open by the handler
+            self.baseFilename, self.mode, encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
+        )
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the standard library's name
+        raise
+
+
+class Journal:
+    """Appends records; safe to use from many threads."""
+
+    def __init__(self, path: Path, *, max_bytes: int = 5 * 1024 * 1024, files: int = 5) -> None:
+        """``max_bytes`` a file, ``files`` files in all. Nothing is created before the first record."""
+        self.path = path
+        self._max_bytes, self._files = max_bytes, files
+        self._lines: _Lines | None = None
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record and flush it. Raises JournalError when the file cannot be written."""
+        line = json.dumps(record, separators=(",", ":"), allow_nan=False)
+        try:
+            if self._lines is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._lines = _Lines(self.path, maxBytes=self._max_bytes, backupCount=self._files - 1, encoding="utf-8")
+            self._lines.handle(logging.makeLogRecord({"msg": line}))
+        except OSError as error:
+            raise JournalError(
+                f"{self.path}: {error.strerror or error}; free some space or set journal.path"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file; a later write opens it again."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+
+def read(path: Path, *, files: int = 5) -> Iterator[dict[str, Any]]:
+    """The records, oldest first, from the rotated files and the present one.
+
+    A last line that a power cut left unfinished is passed over. Raises JournalError for any other line
+    that is not a JSON object, and when a file cannot be read.
+    """
+    for number in range(files - 1, -1, -1):
+        part = path if number == 0 else path.with_name(f"{path.name}.{number}")
+        try:
+            text = part.read_text("utf-8")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise JournalError(f"{part}: {error.strerror or error}") from error
+        lines = text.splitlines(keepends=True)
+        for row, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                if row == len(lines) and not line.endswith("\n"):
+                    continue
+                raise JournalError(f"{part}:{row}: not JSON ({error}); expected one object a line") from error
+            yield record
+
+
+KINDS = {
+    DecisionMade: "decision",
+    Hurried: "hurried",
+    SwitchDone: "switched",
+    SwitchFailed: "switch_failed",
+    ModelDied: "died",
+    PinChanged: "pin",
+}
+
+
+def record_of(event: object, wall_s: float) -> dict[str, Any] | None:
+    """An event as a record of the journal; None for what is not kept (readings, sensors)."""
+    if isinstance(event, DecisionMade):
+        record = asdict(event.switch)
+        record |= record.pop("decision")
+        wall_s = event.wall_s
+    elif isinstance(event, SwitchDone | SwitchFailed | ModelDied | PinChanged | Hurried):
+        record = asdict(event)
+    else:
+        return None
+    return {
+        "at": datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="milliseconds"),
+        "event": KINDS[type(event)],
+        **record,
+    }

@@ -1,0 +1,99 @@
+"""An event loop in a thread of its own, usable from plain code and from any other loop.
+
+Owns the thread and nothing else. Child processes are tied to the life of the thread that starts them
+(see the embedded runtime), so everything that loads models runs here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from scaler.errors import ScalerError
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Runs coroutines for others until it is stopped."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        self.loop.close()
+
+    @property
+    def running(self) -> bool:
+        """Whether it still takes work."""
+        return self._thread.is_alive() and not self.loop.is_closed()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start ``work`` on the loop. Raises ScalerError when the loop has been stopped."""
+        if not self.running:
+            work.close()
+            raise ScalerError("the manager was shut down; make a new one")
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` and wait for it, from a thread without a loop. Raises what it raises."""
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise ScalerError("this would wait for itself; use the asynchronous form here")
+        return self.submit(work).result()
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` and await it, from any loop. Cancelling the caller cancels it."""
+        if threading.current_thread() is self._thread:
+            return await work
+        return await asyncio.wrap_future(self.submit(work))
+
+    async def iterate(self, items: AsyncGenerator[T, None]) -> AsyncIterator[T]:
+        """Yield what ``items`` yields on the loop, in any other loop. Closing closes it there."""
+        if threading.current_thread() is self._thread:
+            try:
+                async for item in items:
+                    yield item
+            finally:
+                await items.aclose()
+            return
+        try:
+            while (item := await self.run(_next(items))) is not _END:
+                yield item
+        finally:
+            if self.running:
+                await self.run(_close(items))
+
+    def stop(self) -> None:
+        """Cancel what runs, end the loop and join the thread. Safe to call twice."""
+        if self.running:
+            self.submit(self._cancel_all()).result()
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join()
+
+    async def _cancel_all(self) -> None:
+        me = asyncio.current_task()
+        others = [task for task in asyncio.all_tasks() if task is not me]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self.loop.shutdown_asyncgens()
+
+
+_END: Any = object()
+
+
+async def _next(items: AsyncGenerator[T, None]) -> T:
+    # StopAsyncIteration may not leave a coroutine, so the end is an item of its own.
+    return await anext(items, _END)
+
+
+async def _close(items: AsyncGenerator[Any, None]) -> None:
+    await items.aclose()

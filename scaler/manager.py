@@ -1,0 +1,302 @@
+"""ModelManager: answers requests with the level that serves, and has the scaler's switches performed.
+
+Owns the effects' loop, the conversations and the notices. A request is checked before it starts, waits for
+a level if it must, and is answered; it knows no thresholds and reads no sensors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from scaler.answering import Answering, Chunk, collect
+from scaler.assembly import assemble
+from scaler.conversations import Conversations, Message, fit
+from scaler.errors import LevelUnavailable
+from scaler.events import DecisionMade, ModelDied, SwitchFailed
+from scaler.journal import Journal
+from scaler.levels import OFF
+from scaler.loop_thread import LoopThread
+from scaler.monitor import ResourceMonitor
+from scaler.proactive import Event, Preflight, ProactiveScaler
+from scaler.switching import Lease, Switcher
+
+ANSWER_SHARE = 4
+"""Where a request names no token limit, this part of the context window (a quarter) is kept for the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer. ``str(answer)`` is its text; ``finish_reason`` is OpenAI's; times in seconds."""
+
+    text: str
+    level: str
+    conversation_id: str
+    finish_reason: str | None
+    tokens: int
+    total_s: float
+    first_token_s: float | None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something a person should know: what changed, why in numbers, and what would bring it back."""
+
+    kind: str
+    level: str
+    text: str
+
+
+class ModelManager:
+    """Keeps the ladder's best sustainable level loaded and answers with it.
+
+    Without arguments it takes the person's configuration, or the shipped one, and starts monitoring; it
+    loads nothing until it is asked. Usable from any thread and any event loop. `shutdown` (or leaving the
+    ``with`` block) ends every process, thread and task of it.
+    """
+
+    def __init__(
+        self,
+        config: Path | None = None,
+        *,
+        on_notice: Callable[[Notice], None] | None = None,
+        notify_upgrades: bool = False,
+    ) -> None:
+        """``config``: a YAML in place of the person's own. Raises ConfigError when it is at fault."""
+        parts = assemble(config)
+        settings = parts.settings
+        self.settings = settings
+        self.detection = parts.tier
+        self._levels = parts.levels
+        self._switcher: Switcher
+        monitor = ResourceMonitor(interval_s=settings.monitor.interval_s, own_pids=lambda: self._switcher.pids())
+        self.journal = Journal(
+            settings.journal.path, max_bytes=int(settings.journal.max_mib * 1024**2), files=settings.journal.files
+        )
+        self._proactive_scaler = ProactiveScaler(
+            ladder=parts.ladder, policy=parts.policy, monitor=monitor, journal=self.journal, tier=parts.tier.tier.name
+        )
+        self.conversations = Conversations()
+        self.progress: dict[str, float] = {}
+        self._notify_upgrades = notify_upgrades
+        self._notice_takers: list[Callable[[Notice], None]] = [on_notice] if on_notice else []
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._effects = LoopThread("scaler-effects")
+        self._switcher = Switcher(
+            parts.levels,
+            self._proactive_scaler,
+            queue_limit=settings.queue.limit,
+            on_progress=self.progress.__setitem__,
+        )
+        self._effects.call(self._switcher.start())
+        self._proactive_scaler.want(False)
+        self._proactive_scaler.on_enter(self._switcher.request)
+        self._proactive_scaler.subscribe(self._on_event)
+        self._proactive_scaler.start_continuous_monitoring()
+
+    @property
+    def scaler(self) -> ProactiveScaler:
+        """The decision behind this manager."""
+        return self._proactive_scaler
+
+    @property
+    def effects(self) -> LoopThread:
+        """The loop that everything loaded lives on; serve HTTP from it to spare a hop a token."""
+        return self._effects
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a level."""
+        return self._switcher.waiting
+
+    @property
+    def answering(self) -> int:
+        """How many answers run."""
+        return self._switcher.answering
+
+    # ---------------------------------------------------------------- answers
+
+    async def generate_response(
+        self, message: str, *, conversation_id: str | None = None, system: str | None = None, **options: Any
+    ) -> Answer:
+        """Answer ``message`` as the next turn of a conversation, a new one when no id is given.
+
+        ``options`` are OpenAI's (``temperature``, ``max_tokens``, ...). Raises QueueFull, RequestTimedOut,
+        LevelUnavailable or RequestRejected; the conversation is then as it was before.
+        """
+        return await self._effects.run(self._turn(message, conversation_id, system, options))
+
+    async def stream_response(
+        self, message: str, *, conversation_id: str | None = None, system: str | None = None, **options: Any
+    ) -> AsyncIterator[str]:
+        """The same, as pieces of text while they come. Leaving the loop early ends the generation."""
+        identity = conversation_id or uuid.uuid4().hex
+        pieces = self._stream_turn(message, identity, system, options)
+        async for piece in self._effects.iterate(pieces):
+            yield piece
+
+    def generate_response_sync(
+        self, message: str, *, conversation_id: str | None = None, system: str | None = None, **options: Any
+    ) -> Answer:
+        """`generate_response` for code without an event loop; not to be called on a running loop."""
+        return self._effects.call(self._turn(message, conversation_id, system, options))
+
+    async def chat(self, request: Mapping[str, Any]) -> AsyncIterator[Chunk]:
+        """Answer an OpenAI chat request, as chunks with the level that answers; nothing is remembered."""
+        async for chunk in self._effects.iterate(self.answer(request)):
+            yield chunk
+
+    async def answer(self, request: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
+        """`chat` for callers that run on the effects' loop themselves.
+
+        An answer that dies before anything of it was passed on is begun again at the next level that serves.
+        """
+        scaler = self._proactive_scaler
+        scaler.want(True)
+        until = time.monotonic() + self.settings.queue.wait_s
+        while True:
+            check = scaler.check_preflight_resources()
+            left = max(0.0, until - time.monotonic())
+            lease = await self._switcher.lease(left, lambda: scaler.check_preflight_resources().reason)
+            answering = Answering(lease)
+            try:
+                async for chunk in answering.stream(await self._prepare(request, lease, check)):
+                    yield chunk
+                return
+            except LevelUnavailable:
+                if answering.passed_on or time.monotonic() >= until:
+                    raise
+            finally:
+                lease.release()
+                scaler.update_performance_metrics(answering.sample())
+
+    async def _prepare(self, request: Mapping[str, Any], lease: Lease, check: Preflight) -> dict[str, Any]:
+        """The request as the level can take it: shortened where the pre-flight check says so, and fitted."""
+        asked = dict(request)
+        limit = asked.pop("max_completion_tokens", None) or asked.get("max_tokens")
+        if check.max_tokens is not None:
+            limit = min(limit or check.max_tokens, check.max_tokens)
+        if limit is not None:
+            asked["max_tokens"] = limit
+        context = self._levels[lease.level][1].context_tokens
+        reserved = min(limit or context // ANSWER_SHARE, context // 2)
+        asked["messages"] = await fit(asked["messages"], context - reserved, lease.model.count_tokens)
+        return asked
+
+    async def _turn(
+        self, message: str, conversation_id: str | None, system: str | None, options: Mapping[str, Any]
+    ) -> Answer:
+        identity = conversation_id or uuid.uuid4().hex
+        began = time.monotonic()
+        first: float | None = None
+        async with self._turn_lock(identity):
+            messages, new = self._messages(identity, message, system)
+
+            async def timed() -> AsyncIterator[Chunk]:
+                nonlocal first
+                async for chunk in self.answer({**options, "messages": messages}):
+                    first = time.monotonic() - began if first is None else first
+                    yield chunk
+
+            level, whole = await collect(timed())
+            choice = whole["choices"][0]
+            text = choice["message"]["content"] or ""
+            self.conversations.extend(identity, [*new, {"role": "assistant", "content": text}])
+        tokens = whole.get("usage", {}).get("completion_tokens", 0)
+        return Answer(text, level, identity, choice["finish_reason"], tokens, time.monotonic() - began, first)
+
+    async def _stream_turn(
+        self, message: str, identity: str, system: str | None, options: Mapping[str, Any]
+    ) -> AsyncGenerator[str, None]:
+        async with self._turn_lock(identity):
+            messages, new = self._messages(identity, message, system)
+            text = ""
+            async for _, data in self.answer({**options, "messages": messages}):
+                for choice in data.get("choices", ()):
+                    if piece := choice.get("delta", {}).get("content"):
+                        text += piece
+                        yield piece
+            self.conversations.extend(identity, [*new, {"role": "assistant", "content": text}])
+
+    def _messages(self, identity: str, message: str, system: str | None) -> tuple[list[Message], list[Message]]:
+        history = self.conversations.history(identity)
+        new: list[Message] = [{"role": "user", "content": message}]
+        if system is not None and not history:
+            new.insert(0, {"role": "system", "content": system})
+        return [*history, *new], new
+
+    def _turn_lock(self, identity: str) -> asyncio.Lock:
+        """Turns of one conversation follow each other; the locks live as long as somebody holds them."""
+        return self._turns.setdefault(identity, asyncio.Lock())
+
+    # ---------------------------------------------------------------- notices
+
+    def on_notice(self, taker: Callable[[Notice], None]) -> Callable[[], None]:
+        """Have ``taker`` told what a person should know; returns the way out.
+
+        Downgrades, failures and deaths by default; upgrades are silent unless they were asked for.
+        """
+        self._notice_takers.append(taker)
+        return lambda: self._notice_takers.remove(taker) if taker in self._notice_takers else None
+
+    def _on_event(self, event: Event) -> None:
+        notice = self._notice(event)
+        if notice is not None:
+            for taker in list(self._notice_takers):
+                taker(notice)
+
+    def _notice(self, event: Event) -> Notice | None:
+        ladder = self._proactive_scaler.ladder
+        if isinstance(event, DecisionMade):
+            decision = event.switch.decision
+            if decision.trigger not in ("observe", "degrade"):
+                return None
+            down = ladder.index(decision.dest) < ladder.index(decision.source)
+            if down:
+                back = f"it comes back once it has fitted for {self._proactive_scaler.policy.dwell_s:.0f} s"
+                return Notice(
+                    "downgrade",
+                    decision.dest,
+                    f"{decision.source} gives way to {decision.dest}: {decision.reason}; {back}",
+                )
+            if self._notify_upgrades and decision.source != OFF:
+                return Notice("upgrade", decision.dest, f"{decision.source} makes room for {decision.dest}")
+        elif isinstance(event, SwitchFailed):
+            return Notice("failure", event.level, event.reason)
+        elif isinstance(event, ModelDied):
+            return Notice("failure", event.level, event.reason)
+        return None
+
+    # ---------------------------------------------------------------- the end
+
+    def shutdown(self) -> None:
+        """End monitoring, answers, models and threads; returns when all are gone. Safe to call twice."""
+        if not self._effects.running:
+            return
+        self._proactive_scaler.stop_continuous_monitoring()
+        self._effects.call(self._switcher.close())
+        self._effects.stop()
+        self.journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.shutdown()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.shutdown)

@@ -1,0 +1,416 @@
+"""ProactiveScaler: feeds the machine with readings, and tells what it decides.
+
+The thread-safe face of the decision. Owns the one lock around the machine and the order in which
+subscribers hear of things; knows no thresholds (the guards have them) and performs no switch (whoever
+subscribes to ``on_enter`` does).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from scaler.assembly import assemble
+from scaler.events import DecisionMade, Hurried, ModelDied, PinChanged, ScalerEvent, SwitchDone, SwitchFailed
+from scaler.guards import GUARDS, explain
+from scaler.journal import Journal, JournalError, record_of
+from scaler.levels import OFF, Ladder
+from scaler.machine import Decision, LevelMachine, Outlook, Switch
+from scaler.monitor import MonitorEvent, ReadingTaken, ResourceMonitor
+from scaler.performance import AnswerSample, LevelPerformance, Performance
+from scaler.policy import Policy
+from scaler.readings import Reading, Usage
+
+log = logging.getLogger(__name__)
+
+Event = MonitorEvent | ScalerEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What a request may expect now. It is always answered: at worst later, or shorter.
+
+    ``serve``: at once, at ``level``. ``shorten``: at once, with ``max_tokens`` at the most, because the
+    level is about to give way. ``wait``: no level serves at the moment; ``level`` is being loaded, or
+    ``off`` when none may be loaded yet.
+    """
+
+    action: Literal["serve", "shorten", "wait"]
+    level: str
+    max_tokens: int | None
+    reason: str
+    reading_age_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceTrend:
+    """Where everyone else's use of a resource is heading, in bytes and seconds.
+
+    ``forecast_bytes`` is what all usage will be ``horizon_s`` from now at the present level, give or take
+    ``sigma_bytes`` (one standard deviation). The times until a limit are 0 when it is passed and None when
+    the line never gets there.
+    """
+
+    resource: str
+    samples: int
+    window_s: float
+    slope_bytes_per_s: float
+    horizon_s: float
+    forecast_bytes: float
+    sigma_bytes: float
+    scale_at_in_s: float | None
+    critical_at_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeAdvice:
+    """Whether a climb would be made now, to which level, and how each higher level stands. True when ready."""
+
+    ready: bool
+    level: str | None
+    outlooks: tuple[Outlook, ...]
+
+    def __bool__(self) -> bool:
+        return self.ready
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A snapshot of everything that a person asks about."""
+
+    state: str
+    serving: str
+    settled: bool
+    pinned: str | None
+    tier: str | None
+    monitoring: bool
+    reading: Reading | None
+    usage: Mapping[str, Usage]
+    projected: Mapping[str, float | None]
+    footprints: Mapping[str, Mapping[str, int]]
+    outlooks: tuple[Outlook, ...]
+    last_decision: Decision | None
+    performance: Mapping[str, LevelPerformance]
+    missing: tuple[str, ...]
+
+
+class ProactiveScaler:
+    """Keeps the state at the best level that the machine can sustain.
+
+    Without arguments it reads the person's configuration, or the shipped one, and detects the tier. Every
+    method may be called from any thread and from coroutines; none waits for a switch.
+    """
+
+    def __init__(
+        self,
+        *,
+        ladder: Ladder | None = None,
+        policy: Policy | None = None,
+        monitor: ResourceMonitor | None = None,
+        journal: Journal | None = None,
+        tier: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """What is left out comes from the configuration. Raises ConfigError when that is at fault."""
+        if ladder is None or policy is None:
+            parts = assemble()
+            ladder, policy, tier = ladder or parts.ladder, policy or parts.policy, tier or parts.tier.name
+            monitor = monitor or ResourceMonitor(interval_s=parts.settings.monitor.interval_s)
+        self.ladder, self.policy, self.tier = ladder, policy, tier
+        self.monitor = monitor or ResourceMonitor()
+        self._journal = journal
+        self._clock, self._wall_clock = clock, wall_clock
+        self._lock = threading.RLock()
+        self._machine = LevelMachine(ladder, policy, self._entered, on_hurry=self._hurried)
+        self._performance = Performance()
+        self._effects: list[Callable[[Switch], None]] = []
+        self._subscribers: list[Callable[[Event], None]] = []
+        self._pending: deque[Event] = deque()
+        self._delivering = threading.Lock()
+        self._stop_feeding: Callable[[], None] | None = None
+        self._decided_at_s = clock()
+        self._preflight = Preflight("wait", OFF, None, "no reading yet", None)
+        self._read_at_s: float | None = None
+
+    # ---------------------------------------------------------------- monitoring
+
+    def start_continuous_monitoring(self) -> None:
+        """Watch the machine and decide with every reading. Does nothing when it runs already."""
+        with self._lock:
+            if self._stop_feeding is None:
+                self._stop_feeding = self.monitor.subscribe(self._on_monitor)
+        self.monitor.start()
+
+    def stop_continuous_monitoring(self) -> None:
+        """Stop watching; returns when the monitor's thread has ended. What is loaded stays loaded."""
+        with self._lock:
+            stop, self._stop_feeding = self._stop_feeding, None
+        if stop is not None:
+            stop()
+        self.monitor.stop()
+
+    def _on_monitor(self, event: MonitorEvent) -> None:
+        if isinstance(event, ReadingTaken):
+            self.observe(event.reading)
+        self._publish(event)
+
+    def observe(self, reading: Reading) -> None:
+        """Decide on a reading. The monitor calls this; call it to feed readings of one's own."""
+        with self._lock:
+            self._machine.observe(reading)
+            self._read_at_s = self._machine.evidence.now_s if self._machine.evidence.reading is not None else None
+            self._refresh_preflight()
+        self._deliver()
+
+    # ---------------------------------------------------------------- questions
+
+    def check_preflight_resources(self) -> Preflight:
+        """Say what a request may expect now, from the latest reading.
+
+        Takes no lock and touches no sensor, unless monitoring runs and its reading is stale.
+        """
+        read_at = self._read_at_s
+        age = None if read_at is None else self._clock() - read_at
+        if (age is None or age > self.policy.stale_after_s) and self.monitor.running:
+            self.monitor.read_now()
+            read_at = self._read_at_s
+            age = None if read_at is None else self._clock() - read_at
+        known = self._preflight
+        return Preflight(known.action, known.level, known.max_tokens, known.reason, age)
+
+    def analyze_resource_trends(self) -> dict[str, ResourceTrend]:
+        """The trend of each resource that the ladder uses; one without enough readings is left out."""
+        with self._lock:
+            evidence, policy = self._machine.evidence, self.policy
+            position = max(evidence.state, 0)
+            horizon = evidence.horizon_s(position)
+            trends = {}
+            needs = evidence.footprints.of(position) if evidence.state >= 0 else [0] * len(evidence.resources)
+            for resource, trend, part, need in zip(
+                evidence.resources, evidence.trends, evidence.usage, needs, strict=True
+            ):
+                forecast, slope = trend.forecast(evidence.now_s + horizon), trend.slope_per_s
+                if part is None or forecast is None or slope is None:
+                    continue
+                total = part.total_bytes
+                trends[resource] = ResourceTrend(
+                    resource,
+                    len(trend),
+                    trend.span_s,
+                    slope * total,
+                    horizon,
+                    forecast.mean * total + need,
+                    forecast.sigma * total,
+                    trend.reaches_in_s(policy.scale_at - need / total),
+                    trend.reaches_in_s(policy.critical_at - need / total),
+                )
+            return trends
+
+    def should_upgrade_model(self) -> UpgradeAdvice:
+        """Whether the conditions of a climb hold now, and what each higher level lacks."""
+        with self._lock:
+            position = self.ladder.index(self._machine.state)
+            higher = [o for o in self._machine.outlooks() if self.ladder.index(o.level) > position]
+        ready = [outlook for outlook in higher if not outlook.lacking]
+        best = (ready[0] if position < 0 else ready[-1]) if ready else None
+        return UpgradeAdvice(best is not None, best.level if best else None, tuple(higher))
+
+    def status(self) -> Status:
+        """A snapshot; consistent in itself."""
+        with self._lock:
+            machine, evidence = self._machine, self._machine.evidence
+            return Status(
+                machine.state,
+                machine.serving,
+                machine.settled,
+                machine.pinned,
+                self.tier,
+                self.monitor.running,
+                evidence.reading,
+                {r: part for r, part in zip(evidence.resources, evidence.usage, strict=True) if part is not None},
+                {level.name: p for level, p in zip(self.ladder, evidence.projected, strict=True)},
+                {
+                    level.name: dict(zip(evidence.resources, evidence.footprints.of(position), strict=True))
+                    for position, level in enumerate(self.ladder)
+                },
+                machine.outlooks(),
+                machine.last_decision,
+                self._performance.levels(),
+                evidence.reading.missing if evidence.reading is not None else (),
+            )
+
+    # ---------------------------------------------------------------- requests and reports
+
+    def initiate_graceful_degradation(self) -> Decision | None:
+        """Step down by one level now, whatever the usage; None when there is nothing lower to go to.
+
+        Running answers are let finish within the drain limits by whoever performs the switch.
+        """
+        with self._lock:
+            moved = self._machine.degrade(self._clock())
+            decision = self._machine.last_decision if moved else None
+            self._refresh_preflight()
+        self._deliver()
+        return decision
+
+    def update_performance_metrics(self, sample: AnswerSample) -> None:
+        """Take in how an answer went."""
+        self._performance.add(sample)
+
+    def want(self, wanted: bool) -> None:
+        """Say whether anybody asks for a model; before that, nothing is loaded from off."""
+        with self._lock:
+            if self._machine.evidence.wanted != wanted:
+                self._machine.want(wanted)
+                nudge = wanted and self.monitor.running
+            else:
+                nudge = False
+        if nudge:
+            self.monitor.nudge()
+
+    def pin(self, level: str) -> None:
+        """Stay at ``level`` until unpinned. Raises PinRefused with the reason."""
+        with self._lock:
+            self._machine.pin(level, self._clock())
+            self._pending.append(PinChanged(level))
+            self._refresh_preflight()
+        self._deliver()
+
+    def unpin(self) -> None:
+        """Let the machine decide again."""
+        with self._lock:
+            self._machine.unpin()
+            self._pending.append(PinChanged(None))
+        self._deliver()
+
+    def switched(self, ticket: int, load_s: float | None = None) -> None:
+        """Report that a switch is done; ``load_s`` is how long loading took, to learn from."""
+        with self._lock:
+            switch = self._machine.switch
+            if switch is None or switch.ticket != ticket or self._machine.settled:
+                return
+            now = self._clock()
+            self._machine.switched(ticket, now, load_s)
+            took = now - self._decided_at_s
+            self._pending.append(SwitchDone(ticket, switch.decision.source, switch.dest, took, load_s))
+            self._refresh_preflight()
+        self._deliver()
+
+    def switch_failed(self, ticket: int, still_serving: str, reason: str) -> None:
+        """Report that a switch failed, and which level answers still (or ``off``)."""
+        with self._lock:
+            switch = self._machine.switch
+            if switch is None or switch.ticket != ticket or self._machine.settled:
+                return
+            self._pending.append(SwitchFailed(ticket, switch.dest, still_serving, reason))
+            self._machine.switch_failed(ticket, still_serving, self._clock())
+            self._refresh_preflight()
+        self._deliver()
+
+    def died(self, level: str, reason: str) -> None:
+        """Report that the model of ``level`` ended without having been asked to."""
+        with self._lock:
+            self._pending.append(ModelDied(level, reason))
+            self._machine.died(level, self._clock())
+            self._refresh_preflight()
+        self._deliver()
+        if self.monitor.running:
+            self.monitor.nudge()
+
+    # ---------------------------------------------------------------- subscribers
+
+    def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
+        """Have ``callback`` told of every event, in order, on the thread that caused it; returns the way out.
+
+        It must not block. One that raises is logged, and the others are told all the same.
+        """
+        self._subscribers.append(callback)
+        return lambda: self._subscribers.remove(callback) if callback in self._subscribers else None
+
+    def on_enter(self, effect: Callable[[Switch], None]) -> Callable[[], None]:
+        """Have ``effect`` perform the switches; returns the way out. It must only note the switch and return.
+
+        It reports back by ``switched``, ``switch_failed`` and ``died``. While nobody has subscribed, there
+        is nothing to load and every switch counts as done at once.
+        """
+        with self._lock:
+            self._effects.append(effect)
+        return lambda: self._effects.remove(effect) if effect in self._effects else None
+
+    def _entered(self, switch: Switch) -> None:
+        self._decided_at_s = self._clock()
+        self._pending.append(DecisionMade(switch, self._wall_clock()))
+        for effect in list(self._effects):
+            effect(switch)
+        if not self._effects:
+            # transitions would refuse a trigger inside a trigger of the same machine only if queued; it is not.
+            self._machine.switched(switch.ticket, self._decided_at_s)
+            self._pending.append(SwitchDone(switch.ticket, switch.decision.source, switch.dest, 0.0, None))
+
+    def _hurried(self, switch: Switch) -> None:
+        self._pending.append(Hurried(switch))
+        for effect in list(self._effects):
+            effect(switch)
+
+    def _publish(self, event: Event) -> None:
+        self._pending.append(event)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand out what is pending, outside of the machine's lock; one thread at a time, so order holds."""
+        while self._pending and self._delivering.acquire(blocking=False):
+            try:
+                while self._pending:
+                    event = self._pending.popleft()
+                    self._record(event)
+                    for callback in list(self._subscribers):
+                        try:
+                            callback(event)
+                        except Exception:
+                            # A stranger's callback must not stop the scaler, and the person must hear of it.
+                            log.exception("a subscriber failed on %s", type(event).__name__)
+            finally:
+                self._delivering.release()
+
+    def _record(self, event: Event) -> None:
+        if self._journal is None or (record := record_of(event, self._wall_clock())) is None:
+            return
+        try:
+            self._journal.write(record)
+        except JournalError:
+            # Serving goes on without the journal; that it is incomplete is said, with the line that is lost.
+            log.exception("the journal lost a record: %s", record)
+
+    def _refresh_preflight(self) -> None:
+        machine, evidence = self._machine, self._machine.evidence
+        serving, switch = evidence.serving, machine.switch
+        age = None
+        if serving is None or serving < 0:
+            reason = f"{machine.state} is being loaded" if not machine.settled else self._why_off()
+            self._preflight = Preflight("wait", machine.state, None, reason, age)
+            return
+        level = self.ladder[serving].name
+        if not machine.settled and switch is not None and evidence.state < serving:
+            self._preflight = Preflight(
+                "shorten", level, switch.drain_tokens, f"{level} gives way to {machine.state}", age
+            )
+            return
+        verdict = GUARDS["critical"].test(evidence, serving)
+        if verdict.holds:
+            self._preflight = Preflight(
+                "shorten", level, self.policy.drain_tokens, explain(evidence, serving, verdict), age
+            )
+            return
+        self._preflight = Preflight("serve", level, None, f"{level} serves", age)
+
+    def _why_off(self) -> str:
+        if self._machine.evidence.reading is None:
+            return "no reading yet"
+        outlook = self._machine.outlooks()
+        return "; ".join(outlook[0].lacking) if outlook and outlook[0].lacking else "the smallest level is loaded next"

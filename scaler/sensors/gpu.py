@@ -1,0 +1,123 @@
+"""NVIDIA's GPUs through NVML: memory, load, temperature, and which part of the memory is our model's.
+
+Owns the NVML session and its renewal. The library is first touched by a read, never by an import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Collection
+from typing import Any
+
+from scaler.errors import SensorFailed
+from scaler.readings import Gpu
+from scaler.sensors.processes import ProcessTree
+
+
+class GpuSensor:
+    """Every GPU that NVML reports memory for; ``None`` on a machine without NVML or without such a GPU.
+
+    Source: https://docs.nvidia.com/deploy/nvml-api/.
+    """
+
+    name = "gpus"
+
+    def __init__(self, tree: ProcessTree) -> None:
+        self._tree = tree
+        self._initialised = False
+        self._most_seen = 0
+
+    def read(self) -> tuple[Gpu, ...] | None:
+        """The GPUs now, in NVML's order; raises SensorFailed, and starts NVML anew at the next read."""
+        nvml = importlib.import_module("pynvml")
+        try:
+            if not self._initialised:
+                nvml.nvmlInit()
+                self._initialised = True
+            gpus = self._gpus(nvml)
+        except nvml.NVMLError_LibraryNotFound:
+            return None
+        except nvml.NVMLError as error:
+            self._end_session(nvml)
+            # The library without a driver is what a package leaves on a machine without a GPU; a driver that is
+            # gone after it answered is a fault.
+            if isinstance(error, nvml.NVMLError_DriverNotLoaded) and not self._most_seen:
+                return None
+            raise SensorFailed(f"NVML: {error}; see 'nvidia-smi' and the kernel's log") from error
+        if len(gpus) < self._most_seen:
+            # NVML numbers anew when one is gone: gpu1 may now be called 0.
+            self._end_session(nvml)
+            raise SensorFailed(f"NVML: {len(gpus)} of {self._most_seen} GPUs answer; see 'nvidia-smi'")
+        self._most_seen = len(gpus)
+        return gpus or None
+
+    def _end_session(self, nvml: Any) -> None:
+        """End NVML's session: only a new one sees a GPU or a driver that came back."""
+        if self._initialised:
+            self._initialised = False
+            # A driver that is gone cannot end its session either, and there is nothing left to end.
+            with contextlib.suppress(nvml.NVMLError):
+                nvml.nvmlShutdown()
+
+    def _gpus(self, nvml: Any) -> tuple[Gpu, ...]:
+        own = self._tree.pids()
+        found = (_gpu(nvml, index, own) for index in range(nvml.nvmlDeviceGetCount()))
+        return tuple(gpu for gpu in found if gpu is not None)
+
+
+def _gpu(nvml: Any, index: int, own: Collection[int]) -> Gpu | None:
+    """One GPU; ``None`` when it has no memory of its own to report, as where it shares the machine's RAM."""
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    # The first version of this call, because it counts what the driver keeps for itself as used.
+    memory = _if_supported(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    if memory is None:
+        return None
+    load = _if_supported(nvml, nvml.nvmlDeviceGetUtilizationRates, handle)
+    return Gpu(
+        index=index,
+        name=nvml.nvmlDeviceGetName(handle),
+        total_bytes=memory.total,
+        used_bytes=memory.used,
+        free_bytes=memory.free,
+        own_bytes=_own_bytes(nvml, handle, own),
+        utilisation_ratio=None if load is None else load.gpu / 100,
+        temperature_c=_temperature(nvml, handle),
+    )
+
+
+def _temperature(nvml: Any, handle: object) -> float | None:
+    sensor = nvml.NVML_TEMPERATURE_GPU
+    try:
+        celsius = _if_supported(nvml, nvml.nvmlDeviceGetTemperatureV, handle, sensor)
+    except nvml.NVMLError_ArgumentVersionMismatch:
+        celsius = None
+    if celsius is None:
+        # Drivers from before this call have only its deprecated elder.
+        celsius = _if_supported(nvml, nvml.nvmlDeviceGetTemperature, handle, sensor)
+    return None if celsius is None else float(celsius)
+
+
+def _own_bytes(nvml: Any, handle: object, own: Collection[int]) -> int | None:
+    if not own:
+        return 0
+    queries = (nvml.nvmlDeviceGetComputeRunningProcesses_v3, nvml.nvmlDeviceGetGraphicsRunningProcesses_v3)
+    lists = [listed for query in queries if (listed := _if_supported(nvml, query, handle)) is not None]
+    if not lists:
+        return None
+    # A process that computes and draws is in both lists with all of its memory, and once a MIG instance in each.
+    held = {
+        (process.pid, process.gpuInstanceId): process.usedGpuMemory
+        for listed in lists
+        for process in listed
+        if process.pid in own
+    }
+    return None if None in held.values() else sum(held.values())
+
+
+def _if_supported(nvml: Any, query: Callable[..., Any], *arguments: object) -> Any:
+    """What ``query`` answers; ``None`` where this GPU, its MIG mode, its driver or our rights do not allow it."""
+    try:
+        return query(*arguments)
+    except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
+        return None

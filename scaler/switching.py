@@ -1,0 +1,310 @@
+"""Performing switches: drain, load beside or unload first, cut over, report back.
+
+Owns what is loaded and the answers that run on it. Does as it is told by a `Switch` and knows nothing of
+thresholds or readings. Everything here runs on one event loop; only `request` and `pids` may be called
+from elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from scaler.errors import LevelUnavailable, QueueFull, RequestTimedOut
+from scaler.levels import OFF
+from scaler.machine import Switch
+from scaler.runtimes.protocol import LoadedModel, Runtime
+from scaler.settings import LevelSettings
+
+log = logging.getLogger(__name__)
+
+
+class Reports(Protocol):
+    """Whom the outcome is told; the scaler is one."""
+
+    def switched(self, ticket: int, load_s: float | None = None) -> None: ...
+
+    def switch_failed(self, ticket: int, still_serving: str, reason: str) -> None: ...
+
+    def died(self, level: str, reason: str) -> None: ...
+
+
+class Lease:
+    """The right of one answer to a loaded model, until it is released.
+
+    While its model drains, the answer has a limit of time and of tokens; ``on_cut`` is called when either
+    is used up.
+    """
+
+    def __init__(self, loaded: _Loaded) -> None:
+        self.model = loaded.model
+        self.level = loaded.model.name
+        self.tokens = 0
+        self.cut = False
+        self.on_cut: Callable[[], None] = lambda: None
+        self._loaded = loaded
+        self._token_limit: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        loaded.leases.add(self)
+        loaded.idle.clear()
+
+    def count(self, tokens: int = 1) -> None:
+        """Note that the answer has grown."""
+        self.tokens += tokens
+        if self._token_limit is not None and self.tokens >= self._token_limit:
+            self._end()
+
+    def limit(self, drain_s: float, drain_tokens: int) -> None:
+        """Let the answer have at most so much more; never more than it was allowed before."""
+        loop = asyncio.get_running_loop()
+        until, most = loop.time() + drain_s, self.tokens + drain_tokens
+        if self._token_limit is None or most < self._token_limit:
+            self._token_limit = most
+        if self._timer is None or until < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(until, self._end)
+        if self.tokens >= self._token_limit:
+            self._end()
+
+    def release(self) -> None:
+        """Give the model back. Safe to call twice."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loaded.leases.discard(self)
+        if not self._loaded.leases:
+            self._loaded.idle.set()
+
+    def _end(self) -> None:
+        if not self.cut:
+            self.cut = True
+            self.on_cut()
+
+
+@dataclass(eq=False)
+class _Loaded:
+    model: LoadedModel
+    leases: set[Lease] = field(default_factory=set)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    watch: asyncio.Task[None] | None = None
+    dead: bool = False
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+
+class Switcher:
+    """Keeps the level loaded that was last requested."""
+
+    def __init__(
+        self,
+        levels: Mapping[str, tuple[Runtime, LevelSettings]],
+        reports: Reports,
+        *,
+        queue_limit: int,
+        on_progress: Callable[[str, float], None] = lambda *_: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``queue_limit``: how many requests may wait for a level at most. Call `start` on the loop."""
+        self._levels, self._reports = levels, reports
+        self._queue_limit, self._on_progress, self._clock = queue_limit, on_progress, clock
+        self._wanted: Switch | None = None
+        self._current: _Loaded | None = None
+        self._retiring: dict[_Loaded, asyncio.Task[None]] = {}
+        self._closed_for: int | None = None
+        self._ready = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._waiting = 0
+        self._performing: asyncio.Task[None] | None = None
+        self._worker: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # ---------------------------------------------------------------- from outside
+
+    async def start(self) -> None:
+        """Begin to take requests."""
+        self._loop = asyncio.get_running_loop()
+        self._worker = asyncio.create_task(self._work(), name="switcher")
+
+    def request(self, switch: Switch) -> None:
+        """Have ``switch`` performed; a later one overtakes it. From any thread; returns at once."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._take, switch)
+
+    def pids(self) -> tuple[int, ...]:
+        """The roots of the process trees of everything that is loaded or being loaded."""
+        runtimes = {id(runtime): runtime for runtime, _ in self._levels.values()}
+        return tuple(pid for runtime in runtimes.values() for pid in runtime.pids())
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a level."""
+        return self._waiting
+
+    @property
+    def answering(self) -> int:
+        """How many answers run."""
+        return sum(len(loaded.leases) for loaded in (self._current, *self._retiring) if loaded is not None)
+
+    async def lease(self, wait_s: float, why: Callable[[], str]) -> Lease:
+        """Wait for a level that serves and take a share of it.
+
+        Raises QueueFull when too many wait already, RequestTimedOut after ``wait_s`` seconds, with ``why``.
+        """
+        if not self._ready.is_set():
+            if self._waiting >= self._queue_limit:
+                raise QueueFull(f"{self._waiting} requests wait for a level already ({why()}); try again later")
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(wait_s):
+                    while not self._ready.is_set():
+                        await self._ready.wait()
+            except TimeoutError:
+                raise RequestTimedOut(f"no level served within {wait_s:g} s: {why()}; try again later") from None
+            finally:
+                self._waiting -= 1
+        assert self._current is not None  # what _ready means
+        return Lease(self._current)
+
+    async def close(self) -> None:
+        """End everything: running answers, switches, models."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        if self._performing is not None:
+            self._performing.cancel()
+            await asyncio.gather(self._performing, return_exceptions=True)
+        self._ready.clear()
+        loaded = [*self._retiring, *([self._current] if self._current else [])]
+        for task in self._retiring.values():
+            task.cancel()
+        await asyncio.gather(*self._retiring.values(), return_exceptions=True)
+        for one in loaded:
+            for lease in list(one.leases):
+                lease.limit(0.0, 0)
+            await self._unload(one)
+        self._current = None
+
+    # ---------------------------------------------------------------- on the loop
+
+    def _take(self, switch: Switch) -> None:
+        before, self._wanted = self._wanted, switch
+        if before is not None and before.ticket == switch.ticket:
+            self._limit_drains(switch)
+            return
+        if self._performing is not None:
+            self._performing.cancel()
+        self._wake.set()
+
+    def _limit_drains(self, switch: Switch) -> None:
+        for loaded in (*self._retiring, *([self._current] if self._closed_for == switch.ticket else [])):
+            for lease in list(loaded.leases if loaded else ()):
+                lease.limit(switch.drain_s, switch.drain_tokens)
+
+    async def _work(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._wanted is None:
+                continue
+            self._performing = asyncio.create_task(self._perform(self._wanted), name=f"switch to {self._wanted.dest}")
+            # A switch that is overtaken is cancelled, and cleans up before the next one begins.
+            await asyncio.wait([self._performing])
+            self._performing = None
+
+    async def _perform(self, switch: Switch) -> None:
+        try:
+            load_s = await self._go(switch)
+        except LevelUnavailable as error:
+            self._give_up(switch, str(error))
+        except Exception as error:
+            # A fault in a runtime must not leave the state and what serves apart: the level backs off.
+            log.exception("switching to %s failed unexpectedly", switch.dest)
+            self._give_up(switch, f"{switch.dest}: {type(error).__name__}: {error}")
+        else:
+            self._reports.switched(switch.ticket, load_s)
+
+    def _give_up(self, switch: Switch, reason: str) -> None:
+        self._open()
+        self._reports.switch_failed(switch.ticket, self._current.model.name if self._current else OFF, reason)
+
+    async def _go(self, switch: Switch) -> float | None:
+        """Make ``switch.dest`` serve; return the seconds that loading took, None when nothing was loaded."""
+        self._limit_drains(switch)
+        current = self._current
+        if (current.model.name if current is not None else OFF) == switch.dest:
+            self._open()
+            await self._finish_retiring()
+            return None
+        if switch.beside and current is not None:
+            loaded, load_s = await self._load(switch.dest)
+            self._serve(loaded)
+            self._retire(current)
+            self._limit_drains(switch)
+            await self._finish_retiring()
+            return load_s
+        if current is not None:
+            self._closed_for = switch.ticket
+            self._ready.clear()
+            self._limit_drains(switch)
+            await current.idle.wait()
+            if self._current is current:
+                self._current = None
+                self._retire(current)
+        await self._finish_retiring()
+        if switch.dest == OFF:
+            return None
+        loaded, load_s = await self._load(switch.dest)
+        self._serve(loaded)
+        return load_s
+
+    async def _load(self, name: str) -> tuple[_Loaded, float]:
+        runtime, settings = self._levels[name]
+        began = self._clock()
+        model = await runtime.load(settings, lambda ratio: self._on_progress(name, ratio))
+        loaded = _Loaded(model)
+        loaded.watch = asyncio.create_task(self._watch(loaded), name=f"watch {name}")
+        return loaded, self._clock() - began
+
+    def _serve(self, loaded: _Loaded) -> None:
+        self._current = loaded
+        self._open()
+
+    def _open(self) -> None:
+        """Let requests through if there is a model to take them."""
+        self._closed_for = None
+        if self._current is not None and not self._current.dead:
+            self._ready.set()
+
+    def _retire(self, loaded: _Loaded) -> None:
+        self._retiring[loaded] = asyncio.create_task(self._drain_and_unload(loaded), name="retire")
+
+    async def _finish_retiring(self) -> None:
+        # Shielded: a switch that is overtaken must not leave a model half unloaded.
+        if self._retiring:
+            await asyncio.shield(asyncio.gather(*self._retiring.values()))
+
+    async def _drain_and_unload(self, loaded: _Loaded) -> None:
+        try:
+            await loaded.idle.wait()
+            await self._unload(loaded)
+        finally:
+            self._retiring.pop(loaded, None)
+
+    async def _unload(self, loaded: _Loaded) -> None:
+        if loaded.watch is not None and loaded.watch is not asyncio.current_task():
+            loaded.watch.cancel()
+        await loaded.model.unload()
+
+    async def _watch(self, loaded: _Loaded) -> None:
+        reason = await loaded.model.died()
+        loaded.dead = True
+        if loaded is self._current:
+            self._current = None
+            self._ready.clear()
+        self._reports.died(loaded.model.name, reason)
+        await loaded.model.unload()
