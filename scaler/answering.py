@@ -43,7 +43,7 @@ class Answering:
         lease = self._lease
         queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(AHEAD)
         pump = asyncio.create_task(self._pump(request, queue), name=f"answer at {lease.level}")
-        lease.on_cut = pump.cancel
+        lease.on_cut = lambda: _cancel(pump)
         header: dict[str, Any] = {}
         held: list[dict[str, Any]] = []
         try:
@@ -85,6 +85,8 @@ class Answering:
                         self._first_token_s = self._clock() - self._began_s
                     self._lease.count()
                 await queue.put(data)
+                if self._lease.cut:
+                    break
         finally:
             # The end must get through to the taker even when the queue is full and this task is cancelled.
             if queue.full():
@@ -103,6 +105,10 @@ class Answering:
             self._first_token_s,
             self._failed,
         )
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
 
 
 def _says_something(data: Mapping[str, Any]) -> bool:

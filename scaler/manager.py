@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from scaler.levels import OFF
 from scaler.loop_thread import LoopThread
 from scaler.monitor import ResourceMonitor
 from scaler.proactive import Event, Preflight, ProactiveScaler
+from scaler.sensors import Sensor, default_sensors
 from scaler.switching import Lease, Switcher
 
 ANSWER_SHARE = 4
@@ -68,17 +69,23 @@ class ModelManager:
         self,
         config: Path | None = None,
         *,
+        sensors: Callable[[Callable[[], Collection[int]]], Sequence[Sensor]] = default_sensors,
         on_notice: Callable[[Notice], None] | None = None,
         notify_upgrades: bool = False,
     ) -> None:
-        """``config``: a YAML in place of the person's own. Raises ConfigError when it is at fault."""
+        """``config``: a YAML in place of the person's own; ``sensors`` makes those of a machine other than this.
+
+        Raises ConfigError when the configuration is at fault, LevelUnavailable when a level cannot be sized.
+        """
         parts = assemble(config)
         settings = parts.settings
         self.settings = settings
         self.detection = parts.tier
         self._levels = parts.levels
         self._switcher: Switcher
-        monitor = ResourceMonitor(interval_s=settings.monitor.interval_s, own_pids=lambda: self._switcher.pids())
+        monitor = ResourceMonitor(
+            interval_s=settings.monitor.interval_s, sensors=sensors(lambda: self._switcher.pids())
+        )
         self.journal = Journal(
             settings.journal.path, max_bytes=int(settings.journal.max_mib * 1024**2), files=settings.journal.files
         )

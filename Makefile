@@ -1,0 +1,45 @@
+# Everything a person needs: `make run`, `make test`. Only Python 3.11 or newer and make have to be there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: run test demo lint bench arena diagram thorough clean
+
+run: $(READY) ## the ladder on this machine: demo models, tier, monitor, endpoint
+	@$(BIN)/scaler demo-models
+	@$(BIN)/scaler run
+
+test: $(READY) ## all tests
+	$(BIN)/python -m pytest
+
+demo: $(READY) ## two minutes: a step down under real memory pressure, and the climb back
+	@$(BIN)/scaler demo-models
+	@$(BIN)/scaler demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) ## speed as ratios and counts
+	$(BIN)/python -m tests.bench
+
+thorough: $(READY) ## the invariants again, with thousands of steps
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests/decision
+
+diagram: $(READY) ## write docs/diagram.md anew
+	$(BIN)/scaler diagram --format markdown --output docs/diagram.md
+
+arena: $(READY) ## score the decisions, where the arena lies beside this checkout
+	$(BIN)/python ../shared/arena/arena.py ../shared/arena/traces/*.csv.gz --synthetic --command $(BIN)/scaler control
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scaler needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[llama,server,demo,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,62 @@
+"""`scaler chat`: talk to whatever level serves."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from scaler.cli import EXIT_OK, Command
+from scaler.cli.daemon import add_arguments, address, stream
+
+ANSWER_TIMEOUT_S = 600.0
+"""The longest silence in an answer: a large model may read a long prompt for minutes on a small machine."""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    parser.add_argument("message", nargs="*", help="say this, print the answer and end; left out: a conversation")
+    parser.add_argument("--system", help="the system prompt")
+    parser.add_argument("--max-tokens", type=int, help="the longest answer, in tokens")
+
+
+def _run(args: argparse.Namespace) -> int:
+    url = address(args)
+    messages: list[dict[str, str]] = []
+    if args.system:
+        messages.append({"role": "system", "content": args.system})
+    options = {} if args.max_tokens is None else {"max_tokens": args.max_tokens}
+    if args.message:
+        _say(url, [*messages, {"role": "user", "content": " ".join(args.message)}], options)
+        return EXIT_OK
+    talking = sys.stdin.isatty()
+    if talking:
+        print("Ctrl-D ends the conversation.")
+    while True:
+        try:
+            said = input("you> " if talking else "")
+        except EOFError:
+            return EXIT_OK
+        if not said.strip():
+            continue
+        messages.append({"role": "user", "content": said})
+        messages.append({"role": "assistant", "content": _say(url, messages, options)})
+
+
+def _say(url: str, messages: list[dict[str, str]], options: dict[str, int]) -> str:
+    """Print the answer as it comes, with the level that gives it on a terminal; return it."""
+    text = ""
+    body = {"messages": messages, "stream": True, **options}
+    for event in stream(f"{url}/v1/chat/completions", body, ANSWER_TIMEOUT_S):
+        for choice in event.get("choices", ()):
+            piece = choice.get("delta", {}).get("content")
+            if piece:
+                if not text and sys.stdout.isatty():
+                    print(f"{event['model']}> ", end="")
+                    piece = piece.lstrip()
+                text += piece
+                print(piece, end="", flush=True)
+    print()
+    return text
+
+
+COMMAND = Command("chat", "talk to whatever level serves", _add_arguments, _run)

@@ -1,0 +1,34 @@
+"""`scaler check`: a pre-flight check, for scripts too."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from scaler.cli import EXIT_NO, EXIT_OK, Command
+from scaler.cli.daemon import add_arguments, address, ask
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="the check as JSON")
+
+
+def _run(args: argparse.Namespace) -> int:
+    check = ask(f"{address(args)}/check")
+    if args.json:
+        print(json.dumps(check, indent=2))
+    else:
+        limit = f", at most {check['max_tokens']} tokens" if check["max_tokens"] is not None else ""
+        words = {
+            "serve": "a request would be answered now",
+            "shorten": "a request would be answered now, shortened",
+            "wait": "a request would wait",
+        }
+        print(f"{words[check['action']]} (level {check['level']}{limit}): {check['reason']}")
+    return EXIT_NO if check["action"] == "wait" else EXIT_OK
+
+
+COMMAND = Command(
+    "check", "whether a request would be answered now (exit code 0) or would wait (1)", _add_arguments, _run
+)

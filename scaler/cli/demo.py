@@ -1,0 +1,101 @@
+"""`scaler demo`: the point of it in two minutes, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from scaler.cli import EXIT_FAILED, EXIT_OK, Command
+from scaler.cli.words import gib
+from scaler.errors import MissingExtra
+from scaler.events import DecisionMade, SwitchDone
+from scaler.proactive import Event
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plain", action="store_true", help="lines instead of a picture")
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        from rich.console import Console
+        from rich.live import Live
+
+        from scaler.demo.picture import Moment, Picture
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            f"{error.name} is not installed; install it with: pip install 'capability-scaler[demo,llama]'"
+        ) from error
+    from scaler.demo.stage import DWELL_S, Act, Chat, demo_config, play
+    from scaler.manager import ModelManager
+
+    console = Console()
+    began = time.monotonic()
+    lines: list[str] = []
+
+    def say(event: Event) -> None:
+        if isinstance(event, DecisionMade):
+            decision = event.switch.decision
+            lines.append(
+                f"{time.monotonic() - began:5.1f} s  {decision.source} → {decision.dest}: {decision.reasons[0]}"
+            )
+        elif isinstance(event, SwitchDone):
+            lines.append(f"{time.monotonic() - began:5.1f} s  {event.level} serves, after {event.took_s:.1f} s")
+
+    with demo_config() as config, ModelManager(config) as manager:
+        scaler = manager.scaler
+        reading = scaler.monitor.read_now()
+        assert reading.memory is not None  # demo_config has read it
+        total = reading.memory.total_bytes
+        policy = scaler.policy
+        console.print(
+            f"This is the real thing on this machine: llama.cpp, {gib(total)} of RAM, another process that takes memory.\n"
+            f"Only two settings are changed. The limit is {gib(policy.scale_at * total)} instead of 80 %, so that some "
+            f"hundred MiB are enough,\nand the dwell is {DWELL_S:.0f} s instead of five minutes.\n",
+            highlight=False,
+        )
+        picture = Picture(
+            scaler.ladder.names,
+            policy.scale_at * total - 1.25 * 1024**3,
+            policy.scale_at * total,
+            policy.critical_at * total,
+            max(40, console.width - 26),
+        )
+        live = console.is_terminal and not args.plain
+        shown = 0
+
+        def show(act: Act, held: int, chat: Chat) -> None:
+            nonlocal shown
+            status = scaler.status()
+            usage = status.usage.get("ram")
+            if live:
+                if usage is not None:
+                    picture.add(Moment(usage.other_bytes, usage.own_bytes, status.serving))
+                picture.title = f" {time.monotonic() - began:3.0f} s  {act.title}  (pressure {gib(held)}) "
+                counts = ", ".join(f"{count} by {level}" for level, count in chat.answers.items())
+                picture.answers = f"{sum(chat.answers.values())} answers ({counts}), {len(chat.errors)} errors"
+                picture.latest = chat.latest
+            for line in lines[shown:]:
+                if live:
+                    picture.decisions.append(line)
+                else:
+                    print(line, flush=True)
+            shown = len(lines)
+
+        scaler.subscribe(say)
+        if live:
+            with Live(picture, console=console, refresh_per_second=4):
+                chat = play(manager, show)
+        else:
+            chat = play(manager, show)
+    answers = ", ".join(f"{count} by {level}" for level, count in chat.answers.items())
+    print(f"\n{sum(chat.answers.values())} answers ({answers}), {len(chat.errors)} errors, none cut off.")
+    for error in chat.errors:
+        print(f"error: {error}", file=sys.stderr)
+    return EXIT_FAILED if chat.errors else EXIT_OK
+
+
+COMMAND = Command(
+    "demo", "two minutes: a step down under real memory pressure, and the climb back", _add_arguments, _run
+)

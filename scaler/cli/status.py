@@ -1,0 +1,60 @@
+"""`scaler status`: what serves now, and how the machine stands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from scaler.cli import EXIT_NO, EXIT_OK, Command
+from scaler.cli.daemon import add_arguments, address, ask
+from scaler.cli.words import duration, gib, percent
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
+def _run(args: argparse.Namespace) -> int:
+    status = ask(f"{address(args)}/status")
+    if args.json:
+        print(json.dumps(status, indent=2))
+    else:
+        for line in _lines(status):
+            print(line)
+    return EXIT_OK if status["serving"] != "off" else EXIT_NO
+
+
+def _lines(status: dict[str, Any]) -> list[str]:
+    state, serving = status["state"], status["serving"]
+    level = serving if status["settled"] and serving == state else f"{serving}, going to {state}"
+    lines = [f"level     {level}" + (f" (pinned to {status['pinned']})" if status["pinned"] else "")]
+    lines.append(f"tier      {status['tier']}")
+    for resource, part in status["usage"].items():
+        used = part["own_bytes"] + part["other_bytes"]
+        lines.append(
+            f"{resource:<9} {gib(used)} of {gib(part['total_bytes'])} used ({percent(used / part['total_bytes'])}):"
+            f" own {gib(part['own_bytes'])}, other {gib(part['other_bytes'])}"
+        )
+    for resource, trend in status["trends"].items():
+        reach = trend["critical_at_in_s"]
+        meets = "" if reach is None or reach > 3600 else f"; critical in {duration(reach)} if it goes on"
+        lines.append(f"trend     {resource}: {gib(trend['slope_bytes_per_s'] * 60)} a minute by others{meets}")
+    for name, ratio in status["projected"].items():
+        lines.append(f"usage at  {name}: {percent(ratio)}")
+    for name, known in status["performance"].items():
+        rate = known["tokens_per_s"]
+        first = known["first_token_s"]
+        lines.append(
+            f"answers   {name}: {known['answers']}, {known['failures']} failed"
+            + (f", {rate:.0f} tokens a second" if rate else "")
+            + (f", first after {first:.2f} s" if first is not None else "")
+        )
+    lines.append(f"requests  {status['answering']} running, {status['waiting']} waiting")
+    if status["missing"]:
+        lines.append(f"missing   {', '.join(status['missing'])}")
+    return lines
+
+
+COMMAND = Command("status", "what serves now, and how the machine stands", _add_arguments, _run)

@@ -1,0 +1,142 @@
+"""The course of the demonstration: a real ladder, real pressure, and a chat that never stops.
+
+Sets the thresholds just above what the machine uses now, so that little pressure is enough and the machine
+is never strained; everything else is as in `scaler run`. Knows nothing of how it is shown.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+
+from scaler.demo.hog import Hog
+from scaler.errors import ScalerError
+from scaler.levels import GIB
+from scaler.manager import ModelManager
+from scaler.sensors.memory import MemorySensor
+from scaler.settings import load_settings
+
+MIB = 1024**2
+SPARE_BYTES = 3 * GIB
+"""What must be available before the demonstration begins: the ladder, the pressure and as much again."""
+DWELL_S = 12.0
+"""In place of five minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """A stretch of the demonstration: what the pressure does, and what there is to see."""
+
+    title: str
+    seconds: float
+    pressure_bytes: int
+    """What the other process holds at the end of the act; it gets there evenly."""
+
+
+ACTS = (
+    Act("calm: the smallest level first, the largest that fits after the dwell", 32, 0),
+    Act("another program grows", 14, 380 * MIB),
+    Act("it stays like that", 8, 380 * MIB),
+    Act("it grows further", 12, 780 * MIB),
+    Act("it stays like that", 10, 780 * MIB),
+    Act("it ends: the room has to stay for the dwell before the climb", 34, 0),
+)
+
+
+@contextmanager
+def demo_config() -> Iterator[Path]:
+    """A configuration with the demo ladder, thresholds just above the present use and a short dwell.
+
+    Raises ScalerError when the machine has too little to spare.
+    """
+    memory = MemorySensor().read()["memory"]
+    if memory.available_bytes < SPARE_BYTES:
+        raise ScalerError(
+            f"only {memory.available_bytes / GIB:.1f} GiB of memory are available; "
+            f"the demonstration wants {SPARE_BYTES / GIB:.0f} GiB, so that nothing else suffers"
+        )
+    used = memory.total_bytes - memory.available_bytes
+    ladder = [
+        level.model_dump(mode="json", exclude_defaults=True) for level in load_settings(None, shipped=True).ladder
+    ]
+    room = sum(int(level["ram_gib"] * GIB) for level in ladder[-1:]) + 250 * MIB
+    scale_at = (used + room) / memory.total_bytes
+    config = {
+        "ladder": ladder,
+        "monitor": {"interval_s": 0.5},
+        "policy": {
+            "scale_at": scale_at,
+            "band": 60 * MIB / memory.total_bytes,
+            "critical_at": scale_at + 600 * MIB / memory.total_bytes,
+            "dwell_s": DWELL_S,
+            "dwell_max_s": DWELL_S,
+            "debounce_s": 2.0,
+            "recovery_s": 3.0,
+            "trend_window_s": 10.0,
+            "switch_margin_s": 2.0,
+            "max_level": None,
+        },
+    }
+    with TemporaryDirectory(prefix="scaler-demo-") as folder:
+        config["journal"] = {"path": str(Path(folder) / "journal.jsonl")}
+        path = Path(folder) / "scaler.yaml"
+        path.write_text(yaml.safe_dump(config))
+        yield path
+
+
+class Chat(threading.Thread):
+    """Somebody who asks one question after the other, and counts what comes back."""
+
+    def __init__(self, manager: ModelManager) -> None:
+        super().__init__(name="demo-chat")
+        self._manager = manager
+        self._stop = threading.Event()
+        self.answers: Counter[str] = Counter()
+        self.errors: list[str] = []
+        self.latest = ""
+
+    def run(self) -> None:
+        """Ask until told to stop."""
+        while not self._stop.is_set():
+            try:
+                answer = self._manager.generate_response_sync("Who are you?")
+            except ScalerError as error:
+                self.errors.append(str(error))
+            else:
+                self.answers[answer.level] += 1
+                self.latest = f"{answer.level}: {answer.text.strip()}"
+            self._stop.wait(0.3)
+
+    def stop(self) -> None:
+        """Have the present answer finish and ask no more."""
+        self._stop.set()
+        self.join()
+
+
+def play(manager: ModelManager, show: Callable[[Act, int, Chat], None], *, pace_s: float = 0.5) -> Chat:
+    """Run the acts; ``show`` is called every ``pace_s`` seconds with the act, the pressure and the chat."""
+    manager.scaler.want(True)
+    chat = Chat(manager)
+    chat.start()
+    try:
+        with Hog(max(act.pressure_bytes for act in ACTS)) as hog:
+            held = before = 0
+            for act in ACTS:
+                began = time.monotonic()
+                while (spent := time.monotonic() - began) < act.seconds:
+                    share = min(1.0, (spent + pace_s) / act.seconds)
+                    held = hog.hold(int(before + share * (act.pressure_bytes - before)))
+                    show(act, held, chat)
+                    time.sleep(pace_s)
+                before = held = hog.hold(act.pressure_bytes)
+    finally:
+        chat.stop()
+    return chat

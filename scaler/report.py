@@ -1,0 +1,24 @@
+"""The status as plain JSON, for the endpoint and for `--json`; one form for both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from scaler.proactive import Preflight, ResourceTrend, Status
+
+
+def status_report(status: Status, trends: Mapping[str, ResourceTrend]) -> dict[str, Any]:
+    """Everything about the moment; sizes in bytes, ratios 0..1, times in seconds."""
+    report = asdict(status)
+    for outlook, plain in zip(status.outlooks, report["outlooks"], strict=True):
+        plain["lacking"] = list(outlook.lacking)
+    if status.last_decision is not None:
+        report["last_decision"]["reason"] = status.last_decision.reason
+    return {**report, "trends": {name: asdict(trend) for name, trend in trends.items()}}
+
+
+def preflight_report(preflight: Preflight) -> dict[str, Any]:
+    """The pre-flight check."""
+    return asdict(preflight)

@@ -1,0 +1,66 @@
+"""What `scaler status` and its kin ask a running daemon: state, health, pins."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+
+from aiohttp import web
+
+from scaler.errors import PinRefused
+from scaler.manager import ModelManager
+from scaler.report import preflight_report, status_report
+from scaler.serving.errors import error_body
+
+
+class Control:
+    """The handlers that do not answer chats."""
+
+    def __init__(self, manager: ModelManager) -> None:
+        self._manager = manager
+
+    def routes(self) -> list[web.RouteDef]:
+        """Where they are found."""
+        return [
+            web.get("/healthz", self.health),
+            web.get("/status", self.status),
+            web.get("/check", self.check),
+            web.put("/pin", self.pin),
+            web.delete("/pin", self.unpin),
+        ]
+
+    async def health(self, _: web.Request) -> web.Response:
+        """Whether the daemon watches the machine; ``serving`` says what a chat would get."""
+        status = self._manager.scaler.status()
+        ok = status.monitoring
+        body = {"status": "ok" if ok else "not monitoring", "serving": status.serving}
+        return web.json_response(body, status=HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    async def status(self, _: web.Request) -> web.Response:
+        """Everything that a person asks about."""
+        manager = self._manager
+        report = status_report(manager.scaler.status(), manager.scaler.analyze_resource_trends())
+        report |= {"answering": manager.answering, "waiting": manager.waiting, "loading": dict(manager.progress)}
+        return web.json_response(report)
+
+    async def check(self, _: web.Request) -> web.Response:
+        """A pre-flight check."""
+        return web.json_response(preflight_report(self._manager.scaler.check_preflight_resources()))
+
+    async def pin(self, request: web.Request) -> web.Response:
+        """Pin ``{"level": NAME}``."""
+        try:
+            body = json.loads(await request.read())
+            level = body["level"]
+        except (ValueError, KeyError, TypeError):
+            return web.json_response(error_body('expected {"level": NAME}'), status=HTTPStatus.BAD_REQUEST)
+        try:
+            self._manager.scaler.pin(str(level))
+        except PinRefused as error:
+            return web.json_response(error_body(str(error), code="pin_refused"), status=HTTPStatus.CONFLICT)
+        return web.json_response({"pinned": level})
+
+    async def unpin(self, _: web.Request) -> web.Response:
+        """Let the machine decide again."""
+        self._manager.scaler.unpin()
+        return web.json_response({"pinned": None})

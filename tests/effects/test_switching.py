@@ -1,0 +1,343 @@
+"""The order of things in a switch, with a runtime that does as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaler.answering import Answering, collect
+from scaler.errors import LevelUnavailable, QueueFull, RequestTimedOut
+from scaler.machine import Decision, Switch
+from scaler.settings import LevelSettings
+from scaler.switching import Switcher
+
+
+class Model:
+    """A loaded level; its answers grow by a word whenever the test lets them."""
+
+    def __init__(self, runtime: Runtime, name: str) -> None:
+        self.name = name
+        self._runtime = runtime
+        self.more = asyncio.Semaphore(0)
+        self.ended = asyncio.Event()
+        self.closed_answers = 0
+
+    async def chat(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        try:
+            for number in range(request["words"]):
+                await self.more.acquire()
+                delta = {"content": f"{self.name}{number} "}
+                yield {"id": "x", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+            yield {"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+        finally:
+            self.closed_answers += 1
+
+    async def count_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
+        return len(messages)
+
+    async def health(self) -> bool:
+        return True
+
+    async def died(self) -> str:
+        await self.ended.wait()
+        return f"{self.name} was killed"
+
+    async def unload(self) -> None:
+        self._runtime.log.append(f"unload {self.name}")
+
+
+class Runtime:
+    """Loads at once, unless told to wait or to fail."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.models: dict[str, Model] = {}
+        self.failing: set[str] = set()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
+        return {"ram": 1}
+
+    def pids(self) -> tuple[int, ...]:
+        return ()
+
+    async def load(self, settings: LevelSettings, progress: Callable[[float], None]) -> Model:
+        self.log.append(f"load {settings.name}")
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.log.append(f"cancel {settings.name}")
+            raise
+        if settings.name in self.failing:
+            raise LevelUnavailable(f"{settings.name}: no")
+        self.models[settings.name] = Model(self, settings.name)
+        return self.models[settings.name]
+
+
+class Told:
+    """What the switcher reports."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[Any, ...]] = []
+        self._changed = asyncio.Condition()
+
+    def switched(self, ticket: int, load_s: float | None = None) -> None:
+        self._note("switched", ticket)
+
+    def switch_failed(self, ticket: int, still_serving: str, reason: str) -> None:
+        self._note("failed", ticket, still_serving)
+
+    def died(self, level: str, reason: str) -> None:
+        self._note("died", level)
+
+    def _note(self, *what: Any) -> None:
+        self.log.append(what)
+        asyncio.get_running_loop().create_task(self._wake())
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def until(self, *what: Any) -> None:
+        async with asyncio.timeout(10), self._changed:
+            await self._changed.wait_for(lambda: what in self.log)
+
+
+class Stage:
+    """A switcher, its runtime and its reports."""
+
+    def __init__(self, queue_limit: int = 2) -> None:
+        self.runtime, self.told = Runtime(), Told()
+        levels = {n: (self.runtime, LevelSettings(name=n, model=Path(n))) for n in ("small", "medium", "large")}
+        self.switcher = Switcher(levels, self.told, queue_limit=queue_limit)
+        self._ticket = 0
+
+    def ask(self, dest: str, *, beside: bool = True, drain_s: float = 1e6, drain_tokens: int = 1000) -> int:
+        self._ticket += 1
+        decision = Decision(self._ticket, 0.0, "observe", "off", dest, (), (), {}, None)
+        self.switcher.request(Switch(self._ticket, dest, beside, drain_s, drain_tokens, decision))
+        return self._ticket
+
+    def hurry(self, dest: str, drain_s: float, drain_tokens: int) -> None:
+        decision = Decision(self._ticket, 0.0, "observe", "off", dest, (), (), {}, None)
+        self.switcher.request(Switch(self._ticket, dest, True, drain_s, drain_tokens, decision))
+
+    async def serve(self, dest: str) -> Model:
+        await self.told.until("switched", self.ask(dest))
+        return self.runtime.models[dest]
+
+    async def answer(self, words: int) -> tuple[str, dict[str, Any]]:
+        lease = await self.switcher.lease(10, lambda: "testing")
+        try:
+            level, whole = await collect(Answering(lease).stream({"words": words}))
+        finally:
+            lease.release()
+        return level, whole["choices"][0]
+
+
+def on_stage(test: Callable[[Stage], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        async def body() -> None:
+            stage = Stage()
+            await stage.switcher.start()
+            try:
+                await test(stage)
+            finally:
+                await stage.switcher.close()
+
+        asyncio.run(body())
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+@on_stage
+async def test_where_there_is_room_the_new_level_is_loaded_before_the_old_goes(stage: Stage) -> None:
+    """No gap in service."""
+    await stage.serve("small")
+    await stage.serve("large")
+    assert stage.runtime.log == ["load small", "load large", "unload small"]
+
+
+@on_stage
+async def test_where_there_is_none_the_old_level_goes_first_and_requests_wait(stage: Stage) -> None:
+    """Memory is not exhausted by the switch itself, and nobody is refused."""
+    small = await stage.serve("small")
+    stage.runtime.gate.clear()
+    ticket = stage.ask("large", beside=False)
+    while "load large" not in stage.runtime.log:
+        await asyncio.sleep(0)
+    assert stage.runtime.log == ["load small", "unload small", "load large"]
+    waiting = asyncio.create_task(stage.answer(0))
+    while not stage.switcher.waiting:
+        await asyncio.sleep(0)
+    stage.runtime.gate.set()
+    await stage.told.until("switched", ticket)
+    assert (await waiting)[0] == "large"
+    assert small.closed_answers == 0
+
+
+@on_stage
+async def test_a_running_answer_ends_by_itself_within_the_limits(stage: Stage) -> None:
+    """Draining lets it finish whole."""
+    small = await stage.serve("small")
+    answer = asyncio.create_task(stage.answer(3))
+    while not stage.switcher.answering:
+        await asyncio.sleep(0)
+    ticket = stage.ask("large", beside=False)
+    for _ in range(3):
+        small.more.release()
+    _, choice = await answer
+    assert choice["message"]["content"] == "small0 small1 small2 "
+    assert choice["finish_reason"] == "stop"
+    await stage.told.until("switched", ticket)
+
+
+@on_stage
+async def test_an_answer_that_uses_up_its_tokens_is_ended_cleanly(stage: Stage) -> None:
+    """Lower quality, but complete: the finish reason is that of a token limit."""
+    small = await stage.serve("small")
+    answer = asyncio.create_task(stage.answer(100))
+    while not stage.switcher.answering:
+        await asyncio.sleep(0)
+    ticket = stage.ask("large", beside=False, drain_tokens=2)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    for _ in range(100):
+        small.more.release()
+    _, choice = await answer
+    assert choice["finish_reason"] == "length"
+    assert choice["message"]["content"] == "small0 small1 "
+    await stage.told.until("switched", ticket)
+    assert small.closed_answers == 1
+
+
+@on_stage
+async def test_an_answer_that_stands_still_is_ended_when_its_time_is_up(stage: Stage) -> None:
+    """A cut does not wait for the next token."""
+    small = await stage.serve("small")
+    small.more.release()
+    answer = asyncio.create_task(stage.answer(100))
+    while not stage.switcher.answering:
+        await asyncio.sleep(0)
+    ticket = stage.ask("large", drain_s=0.01)
+    _, choice = await answer
+    assert choice["finish_reason"] == "length"
+    await stage.told.until("switched", ticket)
+
+
+@on_stage
+async def test_a_hurried_drain_shrinks_the_limits_of_running_answers(stage: Stage) -> None:
+    """Usage turned critical in the middle of a drain."""
+    await stage.serve("small")
+    answer = asyncio.create_task(stage.answer(100))
+    while not stage.switcher.answering:
+        await asyncio.sleep(0)
+    ticket = stage.ask("medium", beside=False)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not answer.done()
+    stage.hurry("medium", 0.01, 5)
+    assert (await answer)[1]["finish_reason"] == "length"
+    await stage.told.until("switched", ticket)
+
+
+@on_stage
+async def test_a_failed_load_beside_leaves_what_serves(stage: Stage) -> None:
+    """The state can go back to it."""
+    await stage.serve("small")
+    stage.runtime.failing.add("large")
+    await stage.told.until("failed", stage.ask("large"), "small")
+    stage.runtime.models["small"].more.release()
+    assert (await stage.answer(1))[0] == "small"
+
+
+@on_stage
+async def test_a_failed_load_after_unloading_says_that_nothing_serves(stage: Stage) -> None:
+    """The machine must not believe in a level that is gone."""
+    await stage.serve("small")
+    stage.runtime.failing.add("large")
+    await stage.told.until("failed", stage.ask("large", beside=False), "off")
+
+
+@on_stage
+async def test_a_later_switch_overtakes_a_load_in_progress(stage: Stage) -> None:
+    """Pressure during a climb ends the climb."""
+    await stage.serve("small")
+    stage.runtime.gate.clear()
+    first = stage.ask("large")
+    while "load large" not in stage.runtime.log:
+        await asyncio.sleep(0)
+    second = stage.ask("small")
+    await stage.told.until("switched", second)
+    assert "cancel large" in stage.runtime.log
+    assert ("switched", first) not in stage.told.log
+    stage.runtime.models["small"].more.release()
+    assert (await stage.answer(1))[0] == "small"
+
+
+@on_stage
+async def test_going_back_in_the_middle_of_a_drain_opens_the_door_again(stage: Stage) -> None:
+    """Nothing was unloaded, so nothing has to be loaded."""
+    small = await stage.serve("small")
+    answer = asyncio.create_task(stage.answer(1))
+    while not stage.switcher.answering:
+        await asyncio.sleep(0)
+    stage.ask("large", beside=False)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await stage.told.until("switched", stage.ask("small"))
+    small.more.release()
+    small.more.release()
+    assert (await stage.answer(1))[0] == "small"
+    await answer
+    assert stage.runtime.log == ["load small"]
+
+
+@on_stage
+async def test_the_death_of_what_serves_is_told_and_closes_the_door(stage: Stage) -> None:
+    """Nobody is served by a dead process."""
+    small = await stage.serve("small")
+    small.ended.set()
+    await stage.told.until("died", "small")
+    with pytest.raises(RequestTimedOut, match="because"):
+        await stage.switcher.lease(0.01, lambda: "because")
+
+
+@on_stage
+async def test_the_queue_is_bounded(stage: Stage) -> None:
+    """A clear error at once is better than an endless wait."""
+    waiting = [asyncio.create_task(stage.answer(0)) for _ in range(2)]
+    while stage.switcher.waiting < 2:
+        await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="2 requests wait"):
+        await stage.switcher.lease(10, lambda: "nothing serves")
+    await stage.serve("small")
+    assert [level for level, _ in await asyncio.gather(*waiting)] == ["small", "small"]
+
+
+@on_stage
+async def test_a_taker_that_leaves_frees_the_model(stage: Stage) -> None:
+    """A client that hangs up must not hold a switch up."""
+    small = await stage.serve("small")
+    answer = asyncio.create_task(stage.answer(100))
+    small.more.release()
+    while not stage.switcher.answering:
+        await asyncio.sleep(0)
+    answer.cancel()
+    await asyncio.gather(answer, return_exceptions=True)
+    await stage.serve("large")
+    assert small.closed_answers == 1
+
+
+@on_stage
+async def test_off_unloads_everything(stage: Stage) -> None:
+    """`off` means that nothing is loaded."""
+    await stage.serve("small")
+    await stage.told.until("switched", stage.ask("off", beside=False))
+    assert stage.runtime.log[-1] == "unload small"
