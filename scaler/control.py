@@ -27,6 +27,7 @@ class Controller:
         asked = hello.get("thresholds", {})
         named = {"scale_at": "scale_at", "critical_at": "critical_at", "upgrade_dwell_s": "dwell_s"}
         changes: dict[str, Any] = {ours: asked[theirs] for theirs, ours in named.items() if theirs in asked}
+        changes["exhausted_at"] = max(policy.exhausted_at, changes.get("critical_at", policy.critical_at))
         changes["dwell_max_s"] = max(policy.dwell_max_s, changes.get("dwell_s", policy.dwell_s))
         self.policy = replace(policy, **changes)
         self.ladder = Ladder(
@@ -64,7 +65,8 @@ class Controller:
             machine.switched(machine.switch.ticket, at_s)
         if machine.settled:
             self._reason = "settled"
-        return target, False, self._reason
+        urgent = not machine.settled and machine.switch is not None and machine.switch.drain_s == 0
+        return target, urgent, self._reason
 
     def _tell(self, machine: LevelMachine, event: Mapping[str, Any], at_s: float) -> None:
         if event["type"] == "died":

@@ -96,6 +96,18 @@ def critical(evidence: Evidence, position: int) -> Verdict:
     )
 
 
+def exhausted(evidence: Evidence, position: int) -> Verdict:
+    """Projected usage is so high that the kernel is about to kill."""
+    usage = evidence.projected[position]
+    limit = evidence.policy.exhausted_at
+    return Verdict(
+        usage is not None and usage >= limit,
+        usage,
+        limit,
+        "usage at {level} is {measured} of {total}; at {limit} nothing is left",
+    )
+
+
 def fits(evidence: Evidence, position: int) -> Verdict:
     """Projected usage would be at scale-at or below."""
     usage = evidence.projected[position]
@@ -256,6 +268,7 @@ GUARDS: Mapping[str, Guard] = {
         Guard("over_limit", "from", "usage > {scale_at:.0%} for up to {debounce_s:g} s", over_limit),
         Guard("forecast_over", "from", "forecast > {critical_at:.0%}", forecast_over),
         Guard("critical", "from", "usage ≥ {critical_at:.0%}", critical),
+        Guard("exhausted", "from", "usage ≥ {exhausted_at:.0%}", exhausted),
         Guard("fits", "to", "usage there ≤ {scale_at:.0%}", fits),
         Guard("fits_under_critical", "to", "usage there < {critical_at:.0%}", fits_under_critical),
         Guard("fits_below_band", "to", "usage there ≤ {scale_at:.0%} - {band:.0%} for {dwell_s:g} s", fits_below_band),

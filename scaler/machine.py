@@ -16,7 +16,7 @@ from transitions import EventData, Machine, Transition
 
 from scaler.errors import PinRefused
 from scaler.evidence import NEVER, Evidence
-from scaler.guards import GUARDS, critical, explain, fits_under_critical
+from scaler.guards import GUARDS, critical, exhausted, explain, fits_under_critical
 from scaler.levels import OFF, Ladder
 from scaler.policy import Policy
 from scaler.readings import Reading
@@ -419,6 +419,8 @@ class LevelMachine:
 
     def _drain_limits(self) -> tuple[float, int]:
         policy, serving = self.policy, self.evidence.serving
+        if serving is not None and exhausted(self.evidence, serving).holds:
+            return 0.0, 0
         if serving is not None and critical(self.evidence, serving).holds:
             return policy.drain_seconds * CRITICAL_SHARE, int(policy.drain_tokens * CRITICAL_SHARE)
         return policy.drain_seconds, policy.drain_tokens

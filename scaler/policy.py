@@ -22,10 +22,12 @@ class Policy:
 
     scale_at: Ratio = 0.80
     """Projected usage above this makes a level give way to a smaller one."""
-    band: Ratio = 0.05
+    band: Ratio = 0.03
     """Hysteresis: a larger level must fit under scale_at - band before it is climbed to."""
     critical_at: Ratio = 0.95
     """Projected usage from here on is felt by people: act at once, and shorten draining."""
+    exhausted_at: Annotated[float, Gt(0), Le(1)] = 0.99
+    """From here on the kernel is about to kill: a running answer is ended where it stands, no matter how short."""
     dwell_s: Seconds = 300.0
     """For how long an upgrade's conditions must have held without a break, and since the last change."""
     debounce_s: Seconds = 4.0
@@ -64,6 +66,8 @@ class Policy:
             raise ValueError(f"band {self.band} must be below scale_at {self.scale_at}")
         if self.critical_at <= self.scale_at:
             raise ValueError(f"critical_at {self.critical_at} must be above scale_at {self.scale_at}")
+        if self.exhausted_at < self.critical_at:
+            raise ValueError(f"exhausted_at {self.exhausted_at} must not be below critical_at {self.critical_at}")
         if self.dwell_max_s < self.dwell_s:
             raise ValueError(f"dwell_max_s {self.dwell_max_s} must not be below dwell_s {self.dwell_s}")
         if self.backoff_max_s < self.backoff_s:

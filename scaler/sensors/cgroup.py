@@ -55,7 +55,11 @@ class CgroupLimits:
         ``total_bytes`` is the machine's memory: v1 writes "no limit" as a number near 2**63. Raises OSError
         and SensorFailed.
         """
-        membership = read_file(self._proc / "self" / "cgroup")
+        try:
+            membership = read_file(self._proc / "self" / "cgroup")
+        except FileNotFoundError:
+            # A kernel built without control groups.
+            return []
         if membership != self._membership:
             self._interface, self._groups = self._locate(membership.decode())
             self._membership = membership

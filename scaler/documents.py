@@ -1,0 +1,355 @@
+"""One YAML file: read within bounds, checked against a schema, its faults told with file, line and key.
+
+Owns how YAML becomes plain data that remembers its lines, and the form of every message about a fault in it.
+Knows nothing of what any key means.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from scaler.errors import ConfigError
+
+Key = tuple[str | int, ...]
+"""The way from the top of a document to a value: ``("ladder", 0, "name")``."""
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 16
+MAX_VALUES = 10_000
+"""Counted with every alias written out: a file of a few lines can otherwise stand for billions of values."""
+MAX_FAULTS = 10
+"""So many faults are told at once."""
+
+
+class Section(BaseModel):
+    """A mapping in the YAML: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something wrong in a document: where, and what is wrong and expected instead, in one sentence."""
+
+    key: Key
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML mapping as plain data, which knows on which line each of its keys stands."""
+
+    name: str
+    data: Mapping[str, Any]
+    lines: Mapping[Key, int]
+
+    def validate[T](self, schema: TypeAdapter[T], data: object = None, at: Key = ()) -> T:
+        """``data``, which stands at ``at`` (the whole document when left out), as the type of ``schema``.
+
+        Raises ConfigError with every fault of it.
+        """
+        try:
+            return parse(schema, self.data if data is None else data)
+        except ValidationError as error:
+            raise self.error(*self.faults(schema, error, at)) from error
+
+    def faults[T](self, schema: TypeAdapter[T], error: ValidationError, at: Key = ()) -> list[Fault]:
+        """What pydantic found wrong, in words for a person; ``at`` is where the checked data stands."""
+        return [_fault(schema.json_schema(), detail, at, self.data) for detail in error.errors(include_url=False)]
+
+    def error(self, *faults: Fault) -> ConfigError:
+        """One message for all the faults, in the order of their lines."""
+        lines = sorted({(self.line(fault.key), f"{dotted(fault.key)}{fault.sentence}") for fault in faults})
+        told = [f"{self.name}:{line}: {what}" for line, what in lines[:MAX_FAULTS]]
+        if len(lines) > MAX_FAULTS:
+            told.append(f"{self.name}: and {len(lines) - MAX_FAULTS} more")
+        return ConfigError("\n".join(told))
+
+    def line(self, key: Key) -> int:
+        """The line of ``key``, or of the nearest mapping around it that is written down."""
+        while key not in self.lines:
+            key = key[:-1]
+        return self.lines[key]
+
+
+def parse[T](schema: TypeAdapter[T], data: object) -> T:
+    """Plain data as the type of ``schema``; raises pydantic's ValidationError.
+
+    Through JSON, because pydantic then takes paths and tuples from their plain forms and nothing else for another.
+    """
+    return schema.validate_json(json.dumps(data), strict=True)
+
+
+def dotted(key: Key) -> str:
+    """``ladder[0].name: ``, as messages begin; nothing for the top."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key)
+    return f"{text.lstrip('.')}: " if text else ""
+
+
+def read_document(path: Path) -> Document:
+    """The mapping in the YAML file at ``path``.
+
+    Raises ConfigError when it cannot be read or is not such a file.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read ({why}); expected a YAML file") from error
+    return parse_document(content, str(path))
+
+
+def parse_document(content: bytes, name: str) -> Document:
+    """The mapping in the YAML ``content``; messages call it ``name``. Raises ConfigError."""
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{name}: is larger than {MAX_BYTES // 1024} KiB; expected a configuration file")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{name}:{line}: is not UTF-8 ({error.reason}); expected YAML in UTF-8") from error
+    reader = _Reader(name)
+    data = reader.plain(_composed(text, name), (), 0)
+    document = Document(name, data if isinstance(data, dict) else {}, reader.lines)
+    if reader.faults:
+        raise document.error(*reader.faults)
+    if not isinstance(data, dict):
+        what = "there is nothing in it" if data is None else f"its top level is {shown(data)}"
+        raise document.error(Fault((), f"{what}; expected a mapping of keys to values"))
+    return document
+
+
+def shown(value: object) -> str:
+    """A value for a message, in a few words."""
+    match value:
+        case dict():
+            return "a mapping"
+        case list():
+            return "a list"
+        case None:
+            return "nothing (null)"
+        case bool():
+            return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What to expect instead of the unknown ``word``, as the end of a message."""
+    names = list(known)
+    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
+    return f"expected {close[0]!r}, the nearest that is known" if close else f"expected one of {', '.join(names)}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes with YAML 1.2's core schema, by which ``off`` is a name and ``1e-3`` a number.
+
+    Source: https://yaml.org/spec/1.2.2/#103-core-schema.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # Here, because it calls itself for what is inside: Python's own limit is an accident of the caller's depth.
+        if self._depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, f"nested deeper than {MAX_DEPTH} levels", mark)
+        self._depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+_TAG = "tag:yaml.org,2002:"
+for _name, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ("~", "n", "N", "")),
+    ("bool", r"true|True|TRUE|false|False|FALSE", tuple("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", tuple("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        tuple("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
+
+
+def _composed(text: str, name: str) -> yaml.Node | None:
+    try:
+        loader = _Loader(text)
+        return loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        what = " ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{name}:{line}: {what}; expected valid YAML") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{name}:{line}: {error.reason}; expected printable text") from error
+    except (ValueError, OverflowError) as error:
+        # PyYAML lets these through for escapes past U+10FFFF and for versions of thousands of digits.
+        raise ConfigError(f"{name}:{loader.line + 1}: {error}; expected valid YAML") from error
+
+
+class _Reader:
+    """Turns nodes into plain data; collects lines and faults."""
+
+    def __init__(self, name: str) -> None:
+        self.lines: dict[Key, int] = {(): 1}
+        self.faults: list[Fault] = []
+        self._name = name
+        self._values = 0
+
+    def plain(self, node: yaml.Node | None, key: Key, depth: int) -> Any:
+        """The value of ``node``, which stands at ``key``."""
+        if node is None:
+            return None
+        self.lines.setdefault(key, node.start_mark.line + 1)
+        self._values += 1
+        if self._values > MAX_VALUES or depth > MAX_DEPTH:
+            # Nesting is bounded where nodes are composed; only an alias to what it stands in gets deeper.
+            limit = f"{MAX_VALUES} values" if depth <= MAX_DEPTH else "any depth, for an alias stands inside its own value"
+            raise ConfigError(
+                f"{self._name}:{self.lines[key]}: {dotted(key)}expands to more than {limit}; expected fewer aliases"
+            )
+        if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+            return dict(self._entries(node, key, depth))
+        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+            return [self.plain(item, (*key, position), depth + 1) for position, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, key)
+        self._report(key, f"the tag {_short(node.tag)} is not understood; expected a plain value")
+        return None
+
+    def _entries(self, mapping: yaml.MappingNode, key: Key, depth: int) -> Iterator[tuple[str, Any]]:
+        first: dict[str, int] = {}
+        for key_node, value_node in mapping.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._report(key, f"a key on line {line} is not a word; expected a key such as 'tier'")
+                continue
+            name = self._text(key_node.value, key)
+            here = (*key, name)
+            if name in first:
+                # Told at the second, for that is the one that would have won without a word.
+                self.lines[here] = line
+                self._report(here, f"stands here and on line {first[name]}; expected it once")
+                continue
+            first[name] = self.lines[here] = line
+            yield name, self.plain(value_node, here, depth + 1)
+
+    def _scalar(self, node: yaml.ScalarNode, key: Key) -> Any:
+        text = self._text(node.value, key)
+        try:
+            match node.tag.removeprefix(_TAG):
+                case "str":
+                    return text
+                case "null":
+                    return None
+                case "bool" if text.lower() in ("true", "false"):
+                    return text.lower() == "true"
+                case "int":
+                    return int(text, 0 if text[:2] in ("0o", "0x") else 10)
+                case "float":
+                    return float(re.sub(r"\.(inf|nan)\Z", r"\1", text, flags=re.IGNORECASE))
+        except ValueError:
+            self._report(key, f"{shown(text)} is not a number that can be used; expected a plain number")
+            return None
+        self._report(key, f"the tag {_short(node.tag)} is not understood; expected a plain value")
+        return None
+
+    def _text(self, text: str, key: Key) -> str:
+        # Neither can be part of a file's name or be printed, and an escape in quotes brings either in.
+        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            self._report(key, f"{shown(text)} holds a character that is none; expected printable text")
+            return ""
+        return text
+
+    def _report(self, key: Key, sentence: str) -> None:
+        self.faults.append(Fault(key, sentence))
+
+
+def _short(tag: str) -> str:
+    return shown(tag.replace(_TAG, "!!"))
+
+
+def _fault(schema: dict[str, Any], detail: Any, at: Key, data: Any) -> Fault:
+    """One of pydantic's findings as a fault."""
+    inside: Key = detail["loc"]
+    key = (*at, *inside)
+    match detail["type"]:
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            known = _node(schema, inside[:-1]).get("properties", {})
+            return Fault(key, f"unknown key; {nearest(str(inside[-1]), known)}")
+        case "missing" | "missing_argument":
+            return Fault(key, f"is missing; expected {_expected(schema, _node(schema, inside))}")
+        case "value_error":
+            sentence = str(detail["ctx"]["error"])
+            return Fault(_named(sentence, key, data), sentence)
+    return Fault(key, f"{shown(detail['input'])} cannot be used; expected {_expected(schema, _node(schema, inside))}")
+
+
+def _named(sentence: str, key: Key, data: Any) -> Key:
+    """The key inside ``key`` that a sentence about several keys names first, of those that are written down."""
+    for part in key:
+        data = data[part]
+    return next(((*key, word) for word in sentence.split() if isinstance(data, dict) and word in data), key)
+
+
+def _node(schema: dict[str, Any], key: Key) -> dict[str, Any]:
+    """The part of a JSON schema that describes ``key``; empty where it says nothing."""
+    node = _resolved(schema, schema)
+    for part in key:
+        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        node = _resolved(schema, node)
+    return node
+
+
+def _resolved(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" in node:
+        described = {name: value for name, value in node.items() if name != "$ref"}
+        return {**schema["$defs"][node["$ref"].rpartition("/")[2]], **described}
+    return node
+
+
+def _expected(schema: dict[str, Any], node: dict[str, Any]) -> str:
+    """What a part of a JSON schema takes, in words."""
+    if "anyOf" in node:
+        return " or ".join(_expected(schema, _resolved(schema, choice)) for choice in node["anyOf"])
+    if choices := node.get("enum") or [node["const"]] if "enum" in node or "const" in node else ():
+        return f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else str(choices[0])
+    kinds = {
+        "number": "a number",
+        "integer": "a whole number",
+        "string": "a path" if node.get("format") == "path" else "text",
+        "boolean": "true or false",
+        "array": "a list",
+        "object": "a mapping",
+        "null": "null",
+    }
+    bounds = {
+        "exclusiveMinimum": "above {:,g}",
+        "minimum": "from {:,g}",
+        "minItems": "with at least {:,g} entry",
+        "minLength": "of at least {:,g} character",
+        "exclusiveMaximum": "below {:,g}",
+        "maximum": "to {:,g}",
+    }
+    limits = [words.format(node[bound]) for bound, words in bounds.items() if bound in node]
+    if "exclusiveMaximum" in node and len(limits) > 1:
+        limits.insert(-1, "and")
+    return " ".join([kinds.get(node.get("type", ""), "another value"), *limits])

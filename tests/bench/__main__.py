@@ -1,0 +1,242 @@
+"""`make bench`: what things cost, each beside a peer or a bar, in one run. Exit code 1 when a bar is missed.
+
+Figures are medians of several rounds; peers are run in turn with what they are compared to, so that a busy
+machine slows both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaler.control import Controller
+from scaler.demo.models import make_demo_models
+from scaler.events import SwitchDone
+from scaler.levels import GIB, RAM, Ladder, Level
+from scaler.manager import ModelManager
+from scaler.monitor import ResourceMonitor
+from scaler.paths import demo_models
+from scaler.policy import Policy
+from scaler.proactive import ProactiveScaler
+from scaler.runtimes.embedded import EmbeddedRuntime
+from scaler.settings import load_settings
+
+ROUNDS = 5
+FORBIDDEN = ("aiohttp", "xllamacpp", "gguf", "numpy", "pynvml", "rich")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure and its bar."""
+
+    name: str
+    value: float
+    unit: str
+    bar: float | None = None
+    at_most: bool = True
+
+    @property
+    def met(self) -> bool:
+        return self.bar is None or (self.value <= self.bar if self.at_most else self.value >= self.bar)
+
+    def __str__(self) -> str:
+        if self.bar is None:
+            return f"{self.name:<58} {self.value:>10.4g} {self.unit}"
+        bar = f"{'at most' if self.at_most else 'at least'} {self.bar:g}"
+        return f"{self.name:<58} {self.value:>10.4g} {self.unit:<12} {bar:<16} {'ok' if self.met else 'MISSED'}"
+
+
+def hello() -> dict[str, Any]:
+    levels = [("off", 0, 0.0), ("small", 2, 0.6), ("medium", 4, 0.8), ("large", 7, 1.0)]
+    return {
+        "type": "hello",
+        "step_s": 2.0,
+        "memory_total_bytes": 16 * GIB,
+        "thresholds": {"scale_at": 0.8, "critical_at": 0.95, "upgrade_dwell_s": 300.0},
+        "levels": [{"name": n, "memory_bytes": g * GIB, "quality": q, "load_s": 4.0} for n, g, q in levels],
+    }
+
+
+def closed_loop(step: Callable[[dict[str, Any]], str], samples: int) -> float:
+    """Play a machine whose other usage wanders; the wish is granted at once. Returns the seconds in ``step``."""
+    rng = random.Random(7)
+    sizes = {level["name"]: level["memory_bytes"] for level in hello()["levels"]}
+    level, other, spent = "small", 4.0, 0.0
+    event: dict[str, Any] | None = {"type": "switched", "level": level, "ok": True}
+    for number in range(samples):
+        other = min(14.0, max(1.0, other + rng.gauss(0, 0.05) + 0.02 * math.sin(number / 300)))
+        used = min(16 * GIB, int(other * GIB) + sizes[level])
+        sample: dict[str, Any] = {
+            "type": "sample",
+            "t": number * 2.0,
+            "memory": {"used_bytes": used, "total_bytes": 16 * GIB},
+            "cpu": {"percent": 12.0},
+            "model": {"level": level, "loading": None, "rss_bytes": sizes[level], "cpu_percent": 2.0},
+            "in_flight": 0,
+        }
+        if event is not None:
+            sample["event"], event = event, None
+        began = time.perf_counter()
+        target = step(sample)
+        spent += time.perf_counter() - began
+        if target != level:
+            level, event = target, {"type": "switched", "level": target, "ok": True}
+    return spent
+
+
+def decisions_in_process() -> list[Figure]:
+    """Decisions a second without a pipe."""
+    rates = []
+    for _ in range(ROUNDS):
+        controller = Controller(hello(), Policy())
+        rates.append(20_000 / closed_loop(lambda s, c=controller: c.step(s)[0], 20_000))
+    return [Figure("decisions in process", statistics.median(rates), "a second", 15_000, at_most=False)]
+
+
+def pipe_rate(argv: list[str], lines: list[str]) -> float:
+    """Lines a second through a controller's stdin and stdout, one at a time."""
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(hello()) + "\n")
+        process.stdout.readline()
+        began = time.perf_counter()
+        for line in lines:
+            process.stdin.write(line)
+            process.stdout.readline()
+        rate = len(lines) / (time.perf_counter() - began)
+        process.stdin.close()
+    return rate
+
+
+def decisions_through_the_pipe() -> list[Figure]:
+    """`scaler control` beside a controller that only parses, echoes and flushes."""
+    lines: list[str] = []
+    controller = Controller(hello(), Policy())
+
+    def step(sample: dict[str, Any]) -> str:
+        lines.append(json.dumps(sample) + "\n")
+        return controller.step(sample)[0]
+
+    closed_loop(step, 10_000)
+    control = [sys.executable, "-m", "scaler", "control"]
+    echo = [sys.executable, str(Path(__file__).with_name("echo.py"))]
+    pairs = [(pipe_rate(control, lines), pipe_rate(echo, lines)) for _ in range(ROUNDS)]
+    return [
+        Figure("decisions through the pipe", statistics.median(ours for ours, _ in pairs), "a second"),
+        Figure(
+            "  beside an echo of the same lines",
+            statistics.median(ours / theirs for ours, theirs in pairs),
+            "of its rate",
+            0.5,
+            at_most=False,
+        ),
+    ]
+
+
+def importing() -> list[Figure]:
+    """`import scaler`, less a bare interpreter, and what it drags in."""
+    code = "import sys, time; t = time.perf_counter(); import scaler; d = time.perf_counter() - t; import json; print(json.dumps([d, sorted(sys.modules)]))"
+    deeper = code.replace("import scaler;", "from scaler import ProactiveScaler;")
+    figures = []
+    for name, source in (("import scaler", code), ("from scaler import ProactiveScaler", deeper)):
+        runs = [json.loads(subprocess.check_output([sys.executable, "-c", source])) for _ in range(ROUNDS)]
+        heavy = {module.split(".")[0] for module in runs[0][1]} & set(FORBIDDEN)
+        figures.append(Figure(name, 1000 * statistics.median(run[0] for run in runs), "ms", 250))
+        figures.append(Figure("  web, llama and GPU libraries imported by it", len(heavy), "", 0))
+    return figures
+
+
+def preflight() -> list[Figure]:
+    """The pre-flight check while the monitor runs."""
+    ladder = Ladder([Level("small", {RAM: GIB // 10}, 0.5, 1.0), Level("large", {RAM: GIB}, 1.0, 2.0)])
+    scaler = ProactiveScaler(ladder=ladder, policy=Policy(), monitor=ResourceMonitor(interval_s=0.1))
+    scaler.start_continuous_monitoring()
+    try:
+        scaler.check_preflight_resources()
+        times = []
+        for _ in range(50_000):
+            began = time.perf_counter()
+            scaler.check_preflight_resources()
+            times.append(time.perf_counter() - began)
+    finally:
+        scaler.stop_continuous_monitoring()
+    times.sort()
+    return [
+        Figure("pre-flight check, median", 1e6 * times[len(times) // 2], "µs"),
+        Figure("pre-flight check, p99", 1e6 * times[int(len(times) * 0.99)], "µs", 100),
+    ]
+
+
+def reading() -> list[Figure]:
+    """A whole reading of this machine."""
+    monitor = ResourceMonitor()
+    monitor.read_now()
+    times = []
+    for _ in range(200):
+        began = time.perf_counter()
+        monitor.read_now()
+        times.append(time.perf_counter() - began)
+    return [Figure("one reading of every sensor, median", 1e6 * statistics.median(times), "µs")]
+
+
+def switching() -> list[Figure]:
+    """A switch between warm levels with room, beside the bare load of the same level."""
+    make_demo_models(demo_models(), lambda *_: None)
+    settings = load_settings(None, shipped=True)
+    extra: dict[str, list[float]] = {"small": [], "large": []}
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "scaler.yaml"
+        config.write_text(f"journal: {{path: {folder}/journal.jsonl}}\nmonitor: {{interval_s: 0.1}}\n")
+        levels = {level.name: level for level in settings.ladder}
+        with ModelManager(config) as manager:
+            done: list[SwitchDone] = []
+            manager.scaler.subscribe(lambda event: done.append(event) if isinstance(event, SwitchDone) else None)
+            manager.scaler.want(True)
+            manager.generate_response_sync("Hello")
+            for _ in range(ROUNDS):
+                for name in ("large", "small"):
+                    bare = asyncio.run(bare_load(levels[name]))
+                    began = time.perf_counter()
+                    manager.scaler.pin(name)
+                    while manager.generate_response_sync("Hello", max_tokens=1).level != name:
+                        pass
+                    extra[name].append(time.perf_counter() - began - bare)
+    return [
+        Figure(f"switch to {name}, until it answers, beyond the bare load", statistics.median(times), "s", 0.5)
+        for name, times in extra.items()
+    ]
+
+
+async def bare_load(level: Any) -> float:
+    """Seconds to load a level and nothing else."""
+    began = time.perf_counter()
+    model = await EmbeddedRuntime().load(level, lambda _: None)
+    spent = time.perf_counter() - began
+    await model.unload()
+    return spent
+
+
+def main() -> int:
+    """Measure everything and print it as it comes."""
+    missed = 0
+    for measure in (importing, decisions_in_process, decisions_through_the_pipe, preflight, reading, switching):
+        for figure in measure():
+            print(figure, flush=True)
+            missed += not figure.met
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
