@@ -12,12 +12,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from scaler.errors import ConfigError
+
+T = TypeVar("T")
 
 Key = tuple[str | int, ...]
 """The way from the top of a document to a value: ``("ladder", 0, "name")``."""
@@ -26,6 +28,8 @@ MAX_BYTES = 256 * 1024
 MAX_DEPTH = 16
 MAX_VALUES = 10_000
 """Counted with every alias written out: a file of a few lines can otherwise stand for billions of values."""
+MAX_DIGITS = 100
+"""Past some thousand digits Python refuses to write a number, in a message too."""
 MAX_FAULTS = 10
 """So many faults are told at once."""
 
@@ -52,7 +56,7 @@ class Document:
     data: Mapping[str, Any]
     lines: Mapping[Key, int]
 
-    def validate[T](self, schema: TypeAdapter[T], data: object = None, at: Key = ()) -> T:
+    def validate(self, schema: TypeAdapter[T], data: object = None, at: Key = ()) -> T:
         """``data``, which stands at ``at`` (the whole document when left out), as the type of ``schema``.
 
         Raises ConfigError with every fault of it.
@@ -62,7 +66,7 @@ class Document:
         except ValidationError as error:
             raise self.error(*self.faults(schema, error, at)) from error
 
-    def faults[T](self, schema: TypeAdapter[T], error: ValidationError, at: Key = ()) -> list[Fault]:
+    def faults(self, schema: TypeAdapter[T], error: ValidationError, at: Key = ()) -> list[Fault]:
         """What pydantic found wrong, in words for a person; ``at`` is where the checked data stands."""
         return [_fault(schema.json_schema(), detail, at, self.data) for detail in error.errors(include_url=False)]
 
@@ -81,7 +85,7 @@ class Document:
         return self.lines[key]
 
 
-def parse[T](schema: TypeAdapter[T], data: object) -> T:
+def parse(schema: TypeAdapter[T], data: object) -> T:
     """Plain data as the type of ``schema``; raises pydantic's ValidationError.
 
     Through JSON, because pydantic then takes paths and tuples from their plain forms and nothing else for another.
@@ -240,7 +244,8 @@ class _Reader:
         for key_node, value_node in mapping.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                self._report(key, f"a key on line {line} is not a word; expected a key such as 'tier'")
+                self.lines[(*key, "?")] = line
+                self._report((*key, "?"), "the key is not a word; expected one such as 'name'")
                 continue
             name = self._text(key_node.value, key)
             here = (*key, name)
@@ -262,6 +267,8 @@ class _Reader:
                     return None
                 case "bool" if text.lower() in ("true", "false"):
                     return text.lower() == "true"
+                case "int" | "float" if len(text) > MAX_DIGITS:
+                    raise ValueError(text)
                 case "int":
                     return int(text, 0 if text[:2] in ("0o", "0x") else 10)
                 case "float":
@@ -299,7 +306,7 @@ def _fault(schema: dict[str, Any], detail: Any, at: Key, data: Any) -> Fault:
             return Fault(key, f"is missing; expected {_expected(schema, _node(schema, inside))}")
         case "value_error":
             sentence = str(detail["ctx"]["error"])
-            return Fault(_named(sentence, key, data), sentence)
+            return Fault(_named(sentence, key, data), f"{sentence}; expected figures that go together")
     return Fault(key, f"{shown(detail['input'])} cannot be used; expected {_expected(schema, _node(schema, inside))}")
 
 
@@ -326,30 +333,32 @@ def _resolved(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
+_KINDS = {
+    "number": "a number",
+    "integer": "a whole number",
+    "string": "text",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
+_BOUNDS = {
+    "exclusiveMinimum": "above {:,g}",
+    "minimum": "from {:,g}",
+    "minItems": "of at least {:,g}",
+    "minLength": "of at least {:,g} character",
+    "exclusiveMaximum": "below {:,g}",
+    "maximum": "up to {:,g}",
+}
+
+
 def _expected(schema: dict[str, Any], node: dict[str, Any]) -> str:
     """What a part of a JSON schema takes, in words."""
     if "anyOf" in node:
         return " or ".join(_expected(schema, _resolved(schema, choice)) for choice in node["anyOf"])
-    if choices := node.get("enum") or [node["const"]] if "enum" in node or "const" in node else ():
-        return f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else str(choices[0])
-    kinds = {
-        "number": "a number",
-        "integer": "a whole number",
-        "string": "a path" if node.get("format") == "path" else "text",
-        "boolean": "true or false",
-        "array": "a list",
-        "object": "a mapping",
-        "null": "null",
-    }
-    bounds = {
-        "exclusiveMinimum": "above {:,g}",
-        "minimum": "from {:,g}",
-        "minItems": "with at least {:,g} entry",
-        "minLength": "of at least {:,g} character",
-        "exclusiveMaximum": "below {:,g}",
-        "maximum": "to {:,g}",
-    }
-    limits = [words.format(node[bound]) for bound, words in bounds.items() if bound in node]
-    if "exclusiveMaximum" in node and len(limits) > 1:
-        limits.insert(-1, "and")
-    return " ".join([kinds.get(node.get("type", ""), "another value"), *limits])
+    if "const" in node:
+        return repr(node["const"])
+    if "enum" in node:
+        return f"one of {', '.join(node['enum'])}"
+    bounds = " and ".join(words.format(node[bound]) for bound, words in _BOUNDS.items() if bound in node)
+    return f"{_KINDS[node['type']]} {bounds}".rstrip()

@@ -390,7 +390,8 @@ class LevelMachine:
             row.source,
             str(row.dest),
             tuple(reasons),
-            tuple(f for outlook in self.outlooks() for f in outlook.findings),
+            # Seen from where the change began: by now the model is in the new state already.
+            tuple(f for outlook in self._outlooks_from(row.source) for f in outlook.findings),
             {level.name: p for level, p in zip(self.ladder, evidence.projected, strict=True)},
             evidence.reading,
         )
@@ -442,7 +443,9 @@ class LevelMachine:
 
     def outlooks(self) -> tuple[Outlook, ...]:
         """How every level but the present one stands, smallest first."""
-        state = self.state
+        return self._outlooks_from(self.state)
+
+    def _outlooks_from(self, state: str) -> tuple[Outlook, ...]:
         return tuple(self._outlook(state, level.name) for level in self.ladder if level.name != state)
 
     def _outlook(self, source: str, dest: str) -> Outlook:

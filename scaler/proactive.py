@@ -120,7 +120,7 @@ class ProactiveScaler:
         """What is left out comes from the configuration. Raises ConfigError when that is at fault."""
         if ladder is None or policy is None:
             parts = assemble()
-            ladder, policy, tier = ladder or parts.ladder, policy or parts.policy, tier or parts.tier.name
+            ladder, policy, tier = ladder or parts.ladder, policy or parts.policy, tier or parts.tier.tier.name
             monitor = monitor or ResourceMonitor(interval_s=parts.settings.monitor.interval_s)
         self.ladder, self.policy, self.tier = ladder, policy, tier
         self.monitor = monitor or ResourceMonitor()

@@ -51,6 +51,7 @@ class Worker:
     def __init__(self) -> None:
         self._questions: SimpleQueue[Question | None] = SimpleQueue()
         self._answers: list[Future[object]] = []
+        self._predecessors: list[Worker] = []
         # A daemon: a stuck driver may not keep Python from ending.
         self._thread = threading.Thread(target=self._work, name="scaler-sensors", daemon=True)
         self._thread.start()
@@ -69,18 +70,24 @@ class Worker:
     def replace(self) -> Worker:
         """Move the questions that were not begun to a new worker and return it; this one ends with its own."""
         successor = Worker()
+        successor._predecessors = [worker for worker in (*self._predecessors, self) if worker._thread.is_alive()]
         for question in self._drain():
+            self._answers.remove(question.answer)
             successor.put(question)
         self._questions.put(None)
         return successor
 
     def retire(self) -> None:
-        """Drop the questions that were not begun and end; a sensor that is being read is not waited for."""
+        """Drop the questions that were not begun and end, as those replaced before; return when all have ended.
+
+        A sensor that is being read is not waited for: its thread ends with the call.
+        """
         for question in self._drain():
             question.answer.cancel()
         self._questions.put(None)
-        if not self.busy:
-            self._thread.join()
+        for worker in (*self._predecessors, self):
+            if not worker.busy:
+                worker._thread.join()
 
     def _drain(self) -> Iterator[Question]:
         while True:

@@ -1,0 +1,151 @@
+"""The daemon and its commands, as a person runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from scaler.demo.hog import Hog
+
+SCALER = [sys.executable, "-m", "scaler"]
+
+
+class Daemon:
+    """`scaler run` on a free port, with its address."""
+
+    def __init__(self, config: Path) -> None:
+        self.process = subprocess.Popen(
+            [*SCALER, "run", "--config", str(config), "--port", "0"], stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        self.said: list[str] = []
+        self.url = self.wait_for("endpoint").split()[1].removesuffix("/v1")
+
+    def wait_for(self, words: str) -> str:
+        """The next line of its output that has ``words`` in it."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(line)
+            if words in line:
+                return line
+        raise AssertionError(f"never said {words!r}: {''.join(self.said)}")
+
+    def ask(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command against it."""
+        return subprocess.run(
+            [*SCALER, command[0], "--url", self.url, *command[1:]], capture_output=True, text=True, timeout=120
+        )
+
+
+@pytest.fixture
+def daemon(configure: Callable[..., Path]) -> Iterator[Daemon]:
+    """A running daemon on the real machine, with little room needed: the demo ladder."""
+    one = Daemon(configure(monitor={"interval_s": 0.1}))
+    yield one
+    one.process.send_signal(signal.SIGTERM)
+    one.process.communicate(timeout=60)
+
+
+def test_a_person_starts_it_talks_to_it_and_understands_it(daemon: Daemon, tmp_path: Path) -> None:
+    """From `scaler run` to an answer and an explanation."""
+    daemon.wait_for("large serves now")
+    assert "large" in daemon.ask("chat", "Who", "are", "you?").stdout
+    status = daemon.ask("status")
+    assert status.returncode == 0
+    assert "level     large" in status.stdout
+    assert json.loads(daemon.ask("status", "--json").stdout)["serving"] == "large"
+    explained = daemon.ask("explain").stdout
+    assert explained.startswith("large is the level now")
+    assert "%" in explained
+    check = daemon.ask("check")
+    assert check.returncode == 0
+    assert "answered now" in check.stdout
+    assert daemon.ask("pin", "small").returncode == 0
+    daemon.wait_for("small serves now")
+    assert "small" in daemon.ask("chat", "Who are you?").stdout
+    assert daemon.ask("pin", "--release").returncode == 0
+    history = subprocess.run(
+        [*SCALER, "history", "--path", str(tmp_path / "journal.jsonl")], capture_output=True, text=True, check=True
+    ).stdout
+    assert "small" in history
+    assert "large" in history
+
+
+def test_it_leaves_no_process_when_it_is_told_to_end_and_when_it_is_killed(configure: Callable[..., Path]) -> None:
+    """Model processes die with their parent, also when nobody asked it first."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        daemon = Daemon(configure())
+        daemon.wait_for("serves now")
+        children = psutil.Process(daemon.process.pid).children(recursive=True)
+        assert children
+        os.kill(daemon.process.pid, number)
+        daemon.process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_commands_say_it_when_no_daemon_answers() -> None:
+    """One message, an exit code of its own, and what to do."""
+    for command in (["status"], ["explain"], ["check"], ["chat", "hello"], ["pin", "small"]):
+        done = subprocess.run(
+            [*SCALER, command[0], "--url", "http://127.0.0.1:9", *command[1:]], capture_output=True, text=True
+        )
+        assert done.returncode == 4
+        assert "start one with `scaler run`" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_bad_configuration_starts_nothing(tmp_path: Path) -> None:
+    """One message with file and line."""
+    config = tmp_path / "scaler.yaml"
+    config.write_text("ladder:\n  - name: a\n    model: a.gguf\n    qualty: 1\n")
+    done = subprocess.run([*SCALER, "run", "--config", str(config)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"{config}:4" in done.stderr
+    assert "quality" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_real_memory_pressure_from_another_process_is_answered_by_a_step_down(
+    configure: Callable[..., Path], demo_models: Any
+) -> None:
+    """No mock anywhere: real readings of this machine, a real hog, a real ladder. The hog takes 700 MiB at most."""
+    mib = 1024**2
+    memory = psutil.virtual_memory()
+    if memory.available < 4 * 1024 * mib:
+        pytest.skip(f"only {memory.available / mib:.0f} MiB are available; this test would strain the machine")
+    used = memory.total - memory.available
+    scale_at = (used + 820 * mib + 350 * mib) / memory.total
+    daemon = Daemon(
+        configure(
+            monitor={"interval_s": 0.1},
+            policy={
+                "scale_at": scale_at,
+                "band": 50 * mib / memory.total,
+                "critical_at": scale_at + 900 * mib / memory.total,
+                "exhausted_at": 1.0,
+            },
+        )
+    )
+    try:
+        daemon.wait_for("large serves now")
+        with Hog(700 * mib) as hog:
+            hog.hold(700 * mib)
+            line = daemon.wait_for("large →")
+            assert "→ medium" in line
+            assert "the limit is" in line
+            daemon.wait_for("medium serves now")
+            assert "medium" in daemon.ask("chat", "Who are you?").stdout
+        daemon.wait_for("large serves now")
+    finally:
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.communicate(timeout=60)
