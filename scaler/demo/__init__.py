@@ -1,0 +1,1 @@
+"""What shows scaler at work without a download: a ladder of small models, real memory pressure, a picture."""

@@ -1,0 +1,80 @@
+"""The child process of one embedded level: a llama.cpp server, and nothing else.
+
+Run as ``python -m scaler.runtimes.embedded_server``. Its one line on stdin is a JSON object of what to load; its one line
+on stdout says where it listens. It installs no signal handler: the default action of SIGTERM ends it at any moment, where
+a handler in Python was seen to lose a signal that came just before a wait (13 of 60), and closing the server in an orderly
+way hangs while a request is in flight.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Load, say where, and serve until killed."""
+    wanted: dict[str, Any] = json.loads(sys.stdin.readline())
+    die_with_parent(wanted["parent"])
+    # libgomp's threads spin at barriers by default, which is a collapse as soon as anything else runs: 8 requests took
+    # 2 s to 33 s from round to round, and a steady 3 s with this. It is read when the library is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import xllamacpp
+
+    server = xllamacpp.Server(parameters(xllamacpp, wanted))
+    print(json.dumps({"listening": server.listening_address}), flush=True)
+    while True:
+        signal.pause()
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends, also when that is killed itself.
+
+    Source: prctl(2), PR_SET_PDEATHSIG. Where there is none, a thread waits for the end of stdin instead.
+    """
+    if sys.platform != "linux":
+        import threading
+
+        def wait_for_the_end() -> None:
+            sys.stdin.read()
+            os._exit(1)
+
+        threading.Thread(target=wait_for_the_end, daemon=True).start()
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        # The parent died before the kernel was told.
+        os._exit(1)
+
+
+def parameters(xllamacpp: Any, wanted: dict[str, Any]) -> Any:
+    """The server's parameters; whatever would change memory by itself is switched off."""
+    params = xllamacpp.CommonParams()
+    params.model.path = wanted["model"]
+    params.model_alias = {wanted["name"]}
+    params.hostnames = [wanted["host"]]
+    params.port = wanted["port"]
+    params.n_parallel = wanted["parallel"]
+    params.n_ctx = wanted["context_tokens"] * wanted["parallel"]
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = wanted["threads"]
+    params.n_gpu_layers = wanted["gpu_layers"]
+    params.main_gpu = wanted["gpu"]
+    modes = xllamacpp.llama_load_mode
+    # Mapped pages do not show as used, and evicting them ruins speed: read the file unless it was asked for.
+    params.load_mode = modes.LLAMA_LOAD_MODE_MMAP if wanted["mmap"] else modes.LLAMA_LOAD_MODE_NONE
+    # A file with noise for weights loads and answers garbage otherwise.
+    params.check_tensors = wanted["check_tensors"]
+    params.endpoint_slots = params.endpoint_metrics = True
+    params.cache_ram_mib = 0
+    params.fit_params = False
+    return params
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,404 @@
+"""The embedded runtime on real llama.cpp processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from gguf import GGUFReader
+
+from scaler.errors import LevelUnavailable, RequestRejected
+from scaler.loop_thread import LoopThread
+from scaler.runtimes.embedded import EmbeddedModel, EmbeddedRuntime
+from scaler.settings import LevelSettings
+
+MIB = 1024**2
+ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Who are you?"}]}
+LONG: dict[str, Any] = {**ASK, "ignore_eos": True, "temperature": 0}
+
+
+@pytest.fixture
+def settings(demo_models: dict[str, Path]) -> Callable[..., LevelSettings]:
+    """Settings of a demo level, changed as asked."""
+
+    def make(name: str = "small", **changes: Any) -> LevelSettings:
+        values = {"name": name, "model": demo_models[name], "context_tokens": 2048, "threads": 1, **changes}
+        return LevelSettings(**values)
+
+    return make
+
+
+@pytest.fixture
+def folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the private sockets live: empty again at the end of every test that uses it."""
+    with tempfile.TemporaryDirectory(prefix="s") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+        assert not list(Path(folder).iterdir())
+
+
+@asynccontextmanager
+async def loaded(settings: LevelSettings) -> AsyncIterator[tuple[EmbeddedRuntime, EmbeddedModel]]:
+    runtime = EmbeddedRuntime()
+    model = await runtime.load(settings, lambda _: None)
+    try:
+        yield runtime, model
+    finally:
+        await model.unload()
+        assert not runtime.pids()
+
+
+async def text_of(model: EmbeddedModel, request: dict[str, Any]) -> str:
+    chunks = [chunk async for chunk in model.chat(request)]
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+
+
+@pytest.mark.parametrize("name", ["small", "medium", "large"])
+def test_each_level_answers_with_its_own_sentence(settings: Callable[..., LevelSettings], name: str) -> None:
+    """So that a test knows who spoke, whatever the temperature."""
+
+    async def body() -> None:
+        async with loaded(settings(name)) as (_, model):
+            for temperature in (0, 0.7):
+                text = await text_of(model, {**ASK, "temperature": temperature})
+                assert text.strip() == f"The {name} model speaks : I am made of random weights ."
+
+    asyncio.run(body())
+
+
+def test_several_requests_are_answered_at_once_in_any_alphabet(settings: Callable[..., LevelSettings]) -> None:
+    """Slots, and a prompt beyond ASCII."""
+
+    async def body() -> None:
+        async with loaded(settings()) as (_, model):
+            ask = {"messages": [{"role": "user", "content": "Žluťoučký kůň 你好 🦙"}]}
+            texts = await asyncio.gather(*(text_of(model, ask) for _ in range(6)))
+            assert all("small" in text for text in texts)
+
+    asyncio.run(body())
+
+
+def test_the_last_chunk_tells_the_usage(settings: Callable[..., LevelSettings]) -> None:
+    """Whoever counts tokens can."""
+
+    async def body() -> None:
+        async with loaded(settings()) as (_, model):
+            chunks = [chunk async for chunk in model.chat(ASK)]
+            usage = chunks[-1]["usage"]
+            assert usage["prompt_tokens"] == await model.count_tokens(ASK["messages"])
+            assert usage["completion_tokens"] == 13
+
+    asyncio.run(body())
+
+
+def test_unloading_gives_the_memory_back(settings: Callable[..., LevelSettings], folders: Path) -> None:
+    """The process is gone when unload returns, with all that it held."""
+
+    async def body() -> None:
+        async with loaded(settings("medium")) as (runtime, model):
+            (pid,) = runtime.pids()
+            assert psutil.Process(pid).memory_info().rss > 140 * MIB
+            assert (next(folders.iterdir()).stat().st_mode & 0o777) == 0o700
+            await model.unload()
+            assert not psutil.pid_exists(pid)
+            await model.unload()
+
+    asyncio.run(body())
+
+
+def test_progress_grows_to_one(settings: Callable[..., LevelSettings]) -> None:
+    """It is read off the child's memory, not invented."""
+
+    async def body() -> None:
+        told: list[float] = []
+        model = await EmbeddedRuntime().load(settings("large"), told.append)
+        await model.unload()
+        assert told[0] == 0.0
+        assert told[-1] == 1.0
+        assert told == sorted(told)
+        assert any(0.0 < ratio < 1.0 for ratio in told)
+
+    asyncio.run(body())
+
+
+def test_the_estimate_is_near_what_is_taken_and_not_below(settings: Callable[..., LevelSettings]) -> None:
+    """What a level is thought to take before it was ever loaded."""
+
+    async def body() -> None:
+        for name in ("small", "medium", "large"):
+            async with loaded(settings(name)) as (runtime, model):
+                await text_of(model, {**ASK, "messages": [{"role": "user", "content": "x" * 600}]})
+                (pid,) = runtime.pids()
+                memory = psutil.Process(pid).memory_info()
+                taken, estimate = memory.rss - memory.shared, runtime.footprint(settings(name))["ram"]
+                assert taken <= estimate <= taken + 40 * MIB, f"{name}: {taken / MIB:.0f} of {estimate / MIB:.0f} MiB"
+
+    asyncio.run(body())
+
+
+def test_a_killed_model_breaks_its_answer_and_is_noticed(settings: Callable[..., LevelSettings], folders: Path) -> None:
+    """kill -9: the answer says so, and so does whoever watches."""
+
+    async def body() -> None:
+        async with loaded(settings()) as (runtime, model):
+            (pid,) = runtime.pids()
+            died = asyncio.create_task(model.died())
+
+            async def talk() -> None:
+                async for chunk in model.chat(LONG):
+                    if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
+                        os.kill(pid, signal.SIGKILL)
+
+            with pytest.raises(LevelUnavailable, match="small: the model ended in the middle of the answer"):
+                await talk()
+            async with asyncio.timeout(5):
+                assert "killed" in await died
+            assert not await model.health()
+
+    asyncio.run(body())
+
+
+def test_leaving_an_answer_frees_its_slot(settings: Callable[..., LevelSettings]) -> None:
+    """Nobody reads it any more, so nobody generates it any more: with one slot, the next answer comes at once."""
+
+    async def body() -> None:
+        async with loaded(settings(parallel=1)) as (_, model):
+            chunks = model.chat({**LONG, "max_tokens": 1900})
+            async for chunk in chunks:
+                if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
+                    break
+            await chunks.aclose()  # type: ignore[attr-defined]  # it is a generator
+            async with asyncio.timeout(5):
+                assert "small" in await text_of(model, ASK)
+
+    asyncio.run(body())
+
+
+def test_a_prompt_beyond_the_context_is_the_requests_own_fault(settings: Callable[..., LevelSettings]) -> None:
+    """The level is not to blame, and does not back off for it."""
+
+    async def body() -> None:
+        async with loaded(settings()) as (_, model):
+            with pytest.raises(RequestRejected) as caught:
+                await text_of(model, {"messages": [{"role": "user", "content": "x" * 5000}]})
+            assert caught.value.status == 400
+            assert caught.value.body is not None
+            assert await model.health()
+
+    asyncio.run(body())
+
+
+def truncated(path: Path, source: Path) -> None:
+    path.write_bytes(source.read_bytes()[:9_000_000])
+
+
+def header_only(path: Path, source: Path) -> None:
+    path.write_bytes(source.read_bytes()[:1000])
+
+
+def noise(path: Path, source: Path) -> None:
+    path.write_bytes(np.random.default_rng(1).bytes(100_000))
+
+
+def empty(path: Path, source: Path) -> None:
+    path.touch()
+
+
+def corrupt_weights(path: Path, source: Path) -> None:
+    shutil.copy(source, path)
+    (tensor,) = [t for t in GGUFReader(path).tensors if t.name == "blk.5.ffn_up.weight"]
+    with path.open("r+b") as file:
+        file.seek(int(tensor.data_offset))
+        file.write(np.full(10_000, np.nan, dtype=np.float16).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (truncated, "not a whole GGUF file .*download it again"),
+        (header_only, "download it again"),
+        (noise, "not a whole GGUF file .*download it again"),
+        (empty, "not a whole GGUF file"),
+        (corrupt_weights, "corrupt"),
+    ],
+)
+def test_a_damaged_file_is_a_clear_error(
+    settings: Callable[..., LevelSettings],
+    demo_models: dict[str, Path],
+    tmp_path: Path,
+    folders: Path,
+    damage: Callable[[Path, Path], None],
+    words: str,
+) -> None:
+    """The level, the file, the cause; and neither process nor folder is left."""
+    path = tmp_path / "damaged.gguf"
+    damage(path, demo_models["small"])
+
+    async def body() -> None:
+        runtime = EmbeddedRuntime()
+        with pytest.raises(LevelUnavailable, match=words) as caught:
+            await runtime.load(settings(model=path), lambda _: None)
+        assert str(caught.value).startswith(f"small: {path}: ")
+        assert not runtime.pids()
+
+    asyncio.run(body())
+
+
+def test_a_missing_file_starts_nothing(settings: Callable[..., LevelSettings], tmp_path: Path, folders: Path) -> None:
+    """Found before a process is spawned."""
+
+    async def body() -> None:
+        with pytest.raises(LevelUnavailable, match=r"small: .*gone\.gguf: no such file"):
+            await EmbeddedRuntime().load(settings(model=tmp_path / "gone.gguf"), lambda _: None)
+
+    asyncio.run(body())
+
+
+NARROW = """
+import asyncio, resource, sys
+from pathlib import Path
+from scaler.errors import LevelUnavailable
+from scaler.runtimes.embedded import EmbeddedRuntime
+from scaler.settings import LevelSettings
+
+resource.setrlimit(resource.RLIMIT_AS, (700 * 1024**2, 700 * 1024**2))
+try:
+    asyncio.run(EmbeddedRuntime().load(LevelSettings(name="large", model=Path(sys.argv[1]), ram_gib=0.9), lambda _: None))
+except LevelUnavailable as error:
+    print(error)
+"""
+
+
+def test_too_little_memory_is_a_clear_error(demo_models: dict[str, Path]) -> None:
+    """In a process that may have 700 MiB, so that the machine itself is not strained."""
+    said = subprocess.check_output([sys.executable, "-c", NARROW, str(demo_models["large"])], text=True)
+    assert said.startswith(f"large: {demo_models['large']}: not enough memory")
+
+
+def test_a_port_in_use_is_a_clear_error(settings: Callable[..., LevelSettings]) -> None:
+    """It names the port."""
+
+    async def body() -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            with pytest.raises(LevelUnavailable, match=f"small: .*port {port} is in use"):
+                await EmbeddedRuntime().load(settings(port=port), lambda _: None)
+
+    asyncio.run(body())
+
+
+def test_a_port_of_ones_own_serves_on_loopback(settings: Callable[..., LevelSettings]) -> None:
+    """For those who want to look at llama.cpp itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    async def body() -> None:
+        async with loaded(settings(port=port)) as (_, model):
+            assert "small" in await text_of(model, ASK)
+            with socket.create_connection(("127.0.0.1", port), timeout=5):
+                pass
+
+    asyncio.run(body())
+
+
+def test_a_load_that_takes_too_long_is_ended(settings: Callable[..., LevelSettings], folders: Path) -> None:
+    """The time limit is the level's own."""
+
+    async def body() -> None:
+        runtime = EmbeddedRuntime()
+        with pytest.raises(LevelUnavailable, match=r"not loaded within 0\.01 s"):
+            await runtime.load(settings("large", load_timeout_s=0.01), lambda _: None)
+        assert not runtime.pids()
+
+    asyncio.run(body())
+
+
+def test_a_cancelled_load_leaves_nothing(settings: Callable[..., LevelSettings], folders: Path) -> None:
+    """A switch that is overtaken cleans up after itself."""
+
+    async def body() -> None:
+        runtime = EmbeddedRuntime()
+        begun = asyncio.Event()
+        task = asyncio.create_task(runtime.load(settings("large"), lambda ratio: begun.set() if ratio else None))
+        await begun.wait()
+        pids = runtime.pids()
+        assert pids
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not runtime.pids()
+        assert not any(psutil.pid_exists(pid) for pid in pids)
+
+    asyncio.run(body())
+
+
+def test_it_works_on_a_loop_in_another_thread(settings: Callable[..., LevelSettings]) -> None:
+    """Where the manager runs it."""
+    thread = LoopThread("test")
+
+    async def body() -> str:
+        async with loaded(settings()) as (_, model):
+            return await text_of(model, ASK)
+
+    try:
+        assert "small" in thread.call(body())
+    finally:
+        thread.stop()
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from scaler.runtimes.embedded import EmbeddedRuntime
+from scaler.settings import LevelSettings
+
+async def main():
+    runtime = EmbeddedRuntime()
+    model = await runtime.load(LevelSettings(name="small", model=Path(sys.argv[1])), lambda _: None)
+    print(*runtime.pids(), flush=True)
+    await model.died()
+
+asyncio.run(main())
+"""
+
+
+def test_the_model_dies_with_a_parent_that_is_killed(demo_models: dict[str, Path]) -> None:
+    """kill -9 of the host leaves no model behind."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(demo_models["small"])], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    _, alive = psutil.wait_procs([child], timeout=10)
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_what_the_child_is_told_is_json_on_one_line(settings: Callable[..., LevelSettings]) -> None:
+    """A name with quotes and line feeds in it must not become parameters."""
+
+    async def body() -> None:
+        name = 'a "b"\n{"c": 1}'
+        async with loaded(settings().model_copy(update={"name": name})) as (_, model):
+            assert model.name == name
+            assert "small" in await text_of(model, ASK)
+
+    asyncio.run(body())
+    assert "\n" not in json.dumps("\n")

@@ -1,0 +1,70 @@
+"""The arrows of the house point one way; this holds them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "scaler"
+PURE = {
+    "levels", "policy", "readings", "footprints", "trends", "evidence", "guards", "machine", "events", "performance",
+}  # fmt: skip
+PURE_OUTSIDE = {
+    "__future__", "annotated_types", "collections", "dataclasses", "functools", "math", "threading", "transitions",
+    "typing",
+}  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    """The modules of scaler that a file imports, without the leading ``scaler.``."""
+    return {name.removeprefix("scaler.") for name in imports(path) if name.startswith("scaler.")}
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_the_decision_knows_nothing_that_does_input_or_output(name: str) -> None:
+    """Same readings and clock, same states: only then can it be replayed and proved."""
+    path = PACKAGE / f"{name}.py"
+    assert ours(path) <= PURE | {"errors"}
+    assert {module.split(".")[0] for module in imports(path)} - {"scaler"} <= PURE_OUTSIDE
+
+
+@pytest.mark.parametrize(
+    ("folder", "allowed"),
+    [
+        ("sensors", {"errors", "readings", "levels", "sensors"}),
+        ("runtimes", {"errors", "levels", "settings", "paths", "runtimes"}),
+        ("serving", {"errors", "manager", "answering", "proactive", "report", "serving"}),
+    ],
+)
+def test_rooms_know_only_what_they_need(folder: str, allowed: set[str]) -> None:
+    """Sensors and runtimes know data types; the HTTP face knows the manager, and no thresholds."""
+    for path in (PACKAGE / folder).glob("*.py"):
+        known = {name.split(".")[0] for name in ours(path)}
+        assert known <= allowed, f"{path.name} imports {sorted(known - allowed)}"
+
+
+@pytest.mark.parametrize("name", ["switching", "answering", "manager", "loop_thread", "conversations"])
+def test_effects_know_nothing_of_thresholds(name: str) -> None:
+    """A figure is compared with a threshold in one place only, the guards."""
+    assert not ours(PACKAGE / f"{name}.py") & {"guards", "evidence", "policy", "footprints", "trends"}
+
+
+def test_importing_scaler_brings_no_web_llama_or_gpu_library() -> None:
+    """A program that embeds scaler pays for a part when it uses it."""
+    code = "import sys, scaler; from scaler import ProactiveScaler; print(*sys.modules)"
+    modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert not {"aiohttp", "xllamacpp", "gguf", "numpy", "pynvml", "rich"} & {name.split(".")[0] for name in modules}
