@@ -30,8 +30,7 @@ class Parts:
 def assemble(config: Path | None = None) -> Parts:
     """Read the configuration, detect the tier, size the ladder. Raises ConfigError, LevelUnavailable."""
     settings = load_settings(config)
-    detector = HardwareTierDetector()
-    tier = detector.detect() if settings.tier == "auto" else detector.chosen(settings.tier)
+    tier = settings.detection(HardwareTierDetector())
     policy = settings.policy_on(tier.tier)
     runtimes: dict[str, Runtime] = {}
     levels: dict[str, tuple[Runtime, LevelSettings]] = {}

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -24,12 +24,16 @@ T = TypeVar("T")
 Key = tuple[str | int, ...]
 """The way from the top of a document to a value: ``("ladder", 0, "name")``."""
 
-MAX_BYTES = 256 * 1024
+JSON_SCHEMA = "https://json-schema.org/draft/2020-12/schema"
+"""The dialect of JSON schema that is written."""
+MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
 MAX_VALUES = 10_000
 """Counted with every alias written out: a file of a few lines can otherwise stand for billions of values."""
 MAX_DIGITS = 100
 """Past some thousand digits Python refuses to write a number, in a message too."""
+MAX_SHOWN = 60
+"""The characters of a value that a message shows."""
 MAX_FAULTS = 10
 """So many faults are told at once."""
 
@@ -56,24 +60,22 @@ class Document:
     data: Mapping[str, Any]
     lines: Mapping[Key, int]
 
-    def validate(self, schema: TypeAdapter[T], data: object = None, at: Key = ()) -> T:
-        """``data``, which stands at ``at`` (the whole document when left out), as the type of ``schema``.
-
-        Raises ConfigError with every fault of it.
-        """
-        try:
-            return parse(schema, self.data if data is None else data)
-        except ValidationError as error:
-            raise self.error(*self.faults(schema, error, at)) from error
-
     def faults(self, schema: TypeAdapter[T], error: ValidationError, at: Key = ()) -> list[Fault]:
         """What pydantic found wrong, in words for a person; ``at`` is where the checked data stands."""
-        return [_fault(schema.json_schema(), detail, at, self.data) for detail in error.errors(include_url=False)]
+        return [
+            _fault(schema.json_schema(), detail, at, self.data)
+            for detail in error.errors(include_url=False)
+            # pydantic counts an entry with a fault of its own as absent.
+            if not (detail["type"] == "too_short" and detail["input"])
+        ]
 
     def error(self, *faults: Fault) -> ConfigError:
         """One message for all the faults, in the order of their lines."""
-        lines = sorted({(self.line(fault.key), f"{dotted(fault.key)}{fault.sentence}") for fault in faults})
-        told = [f"{self.name}:{line}: {what}" for line, what in lines[:MAX_FAULTS]]
+        lines = sorted({(self.line(fault.key), dotted(fault.key), fault.sentence) for fault in faults})
+        told = [
+            f"{self.name}:{line}: {f'{where}: ' if where else ''}{sentence}"
+            for line, where, sentence in lines[:MAX_FAULTS]
+        ]
         if len(lines) > MAX_FAULTS:
             told.append(f"{self.name}: and {len(lines) - MAX_FAULTS} more")
         return ConfigError("\n".join(told))
@@ -94,9 +96,8 @@ def parse(schema: TypeAdapter[T], data: object) -> T:
 
 
 def dotted(key: Key) -> str:
-    """``ladder[0].name: ``, as messages begin; nothing for the top."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key)
-    return f"{text.lstrip('.')}: " if text else ""
+    """``ladder[0].name``, as messages write it."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{_word(part)}" for part in key).removeprefix(".")
 
 
 def read_document(path: Path) -> Document:
@@ -134,18 +135,23 @@ def parse_document(content: bytes, name: str) -> Document:
 
 
 def shown(value: object) -> str:
-    """A value for a message, in a few words."""
+    """A value for a message, in a few words that are safe to print."""
     match value:
         case dict():
-            return "a mapping"
+            return "a mapping" if value else "an empty mapping"
         case list():
-            return "a list"
+            return "a list" if value else "an empty list"
         case None:
             return "nothing (null)"
         case bool():
             return str(value).lower()
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def _word(key: str) -> str:
+    """A key as it is where that is short and safe to print."""
+    return key if key and key.isprintable() and len(key) <= MAX_SHOWN else shown(key)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -161,8 +167,6 @@ class _Loader(yaml.SafeLoader):
     Source: https://yaml.org/spec/1.2.2/#103-core-schema.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
@@ -170,7 +174,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         # Here, because it calls itself for what is inside: Python's own limit is an accident of the caller's depth.
         if self._depth > MAX_DEPTH:
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, f"nested deeper than {MAX_DEPTH} levels", mark)
         self._depth += 1
         node: yaml.Node | None = super().compose_node(parent, index)
@@ -179,6 +183,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _TAG = "tag:yaml.org,2002:"
+_Loader.yaml_implicit_resolvers = {}  # those of the class above are YAML 1.1's
 for _name, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ("~", "n", "N", "")),
     ("bool", r"true|True|TRUE|false|False|FALSE", tuple("tTfF")),
@@ -225,11 +230,11 @@ class _Reader:
         self.lines.setdefault(key, node.start_mark.line + 1)
         self._values += 1
         if self._values > MAX_VALUES or depth > MAX_DEPTH:
-            # Nesting is bounded where nodes are composed; only an alias to what it stands in gets deeper.
-            limit = f"{MAX_VALUES} values" if depth <= MAX_DEPTH else "any depth, for an alias stands inside its own value"
-            raise ConfigError(
-                f"{self._name}:{self.lines[key]}: {dotted(key)}expands to more than {limit}; expected fewer aliases"
+            # Nesting is bounded where nodes are composed; only an alias inside what it stands for gets deeper.
+            what = (
+                f"expands to more than {MAX_VALUES} values" if depth <= MAX_DEPTH else "stands for itself by an alias"
             )
+            raise ConfigError(f"{self._name}:{self.lines[key]}: {dotted(key[:1])}: {what}; expected fewer aliases")
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
             return dict(self._entries(node, key, depth))
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
@@ -342,14 +347,8 @@ _KINDS = {
     "object": "a mapping",
     "null": "null",
 }
-_BOUNDS = {
-    "exclusiveMinimum": "above {:,g}",
-    "minimum": "from {:,g}",
-    "minItems": "of at least {:,g}",
-    "minLength": "of at least {:,g} character",
-    "exclusiveMaximum": "below {:,g}",
-    "maximum": "up to {:,g}",
-}
+_LEAST = {"exclusiveMinimum": "above", "minimum": "from", "minItems": "of at least", "minLength": "of at least"}
+_MOST = {"exclusiveMaximum": "below", "maximum": "up to"}
 
 
 def _expected(schema: dict[str, Any], node: dict[str, Any]) -> str:
@@ -360,5 +359,6 @@ def _expected(schema: dict[str, Any], node: dict[str, Any]) -> str:
         return repr(node["const"])
     if "enum" in node:
         return f"one of {', '.join(node['enum'])}"
-    bounds = " and ".join(words.format(node[bound]) for bound, words in _BOUNDS.items() if bound in node)
-    return f"{_KINDS[node['type']]} {bounds}".rstrip()
+    kind = "a path" if node.get("format") == "path" else _KINDS[node["type"]]
+    bounds = [f"{words} {node[bound]:,}" for bound, words in {**_LEAST, **_MOST}.items() if bound in node]
+    return f"{kind} {' and '.join(bounds)}".rstrip()

@@ -98,15 +98,13 @@ class Decision:
     trigger: str
     source: str
     dest: str
+    reason: str
+    """The deciding figure as a sentence."""
     reasons: tuple[str, ...]
+    """What every guard of the way said."""
     findings: tuple[Finding, ...]
     projected: dict[str, float | None]
     reading: Reading | None
-
-    @property
-    def reason(self) -> str:
-        """The deciding sentences as one."""
-        return "; ".join(self.reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,22 +371,24 @@ class LevelMachine:
         """Write down a change that is being made, before the evidence moves on."""
         evidence = self.evidence
         self._ticket += 1
-        reasons = [
-            explain(evidence, self._subject(name, row), GUARDS[name].test(evidence, self._subject(name, row)))
-            for name in row.when
+        verdicts = [
+            (self._subject(name, row), GUARDS[name].test(evidence, self._subject(name, row))) for name in row.when
         ]
-        if row.trigger == "died":
-            reasons.append(f"the model of {row.source} died")
-        elif row.trigger == "switch_failed":
-            reasons.insert(0, f"{row.source} could not be loaded")
-        elif row.trigger == "degrade":
-            reasons.append("a step down was asked for")
+        reasons = [explain(evidence, position, verdict) for position, verdict in verdicts]
+        told = {
+            "died": f"the model of {row.source} died",
+            "switch_failed": f"{row.source} could not be loaded",
+            "degrade": "a step down was asked for",
+            "pin": f"a person pinned {row.dest}",
+        }.get(row.trigger)
+        figures = [reason for reason, (_, verdict) in zip(reasons, verdicts, strict=True) if verdict.limit is not None]
         return Decision(
             self._ticket,
             now,
             row.trigger,
             row.source,
             str(row.dest),
+            told or figures[0],
             tuple(reasons),
             # Seen from where the change began: by now the model is in the new state already.
             tuple(f for outlook in self._outlooks_from(row.source) for f in outlook.findings),

@@ -5,45 +5,48 @@ Owns how a layer is checked, alone and on top of the others; knows nothing of wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from scaler.documents import Document, parse
+from scaler.documents import Document, Fault, parse
 from scaler.policy import Policy
 
 POLICY = TypeAdapter(Policy)
 DEFAULT = "default"
 """The source of a value that no file sets."""
+_AT = ("policy",)
 
 
-def check(document: Document) -> None:
-    """Check the document's ``policy`` alone: its keys, their types and ranges.
+def faults(document: Document) -> list[Fault]:
+    """What is wrong with the document's ``policy`` by itself: unknown keys, types and ranges.
 
-    Figures that do not go together are told here only when all of them stand in this document; a figure of
-    another layer may be about to change. Raises ConfigError.
+    Figures that do not go together are told only when all of them stand in this document; a figure of another
+    layer may be about to change.
     """
     layer = document.data.get("policy", {})
     try:
         parse(POLICY, layer)
     except ValidationError as error:
-        defaults = asdict(Policy())
-        told = [
-            detail
-            for detail in error.errors(include_url=False)
-            if detail["type"] != "value_error"
-            or all(word in layer for word in str(detail["ctx"]["error"]).split() if word in defaults)
-        ]
-        if told:
-            raise document.error(*document.faults(POLICY, error, ("policy",))) from error
+        keys = asdict(Policy()).keys()
+        for detail in error.errors(include_url=False):
+            if detail["type"] == "value_error":
+                compared = [word for word in str(detail["ctx"]["error"]).split() if word in keys]
+                if any(key not in layer for key in compared):
+                    return []
+        return document.faults(POLICY, error, _AT)
+    return []
 
 
-def stack(below: Policy | Mapping[str, Any], document: Document) -> Policy:
-    """The policy with the document's ``policy`` on top of what is below. Raises ConfigError."""
-    layers = asdict(below) if isinstance(below, Policy) else dict(below)
-    return document.validate(POLICY, {**layers, **document.data.get("policy", {})}, at=("policy",))
+def stack(below: Policy, document: Document) -> Policy:
+    """The policy with the document's ``policy`` on top of the one below.
+
+    Raises ConfigError when the figures do not go together.
+    """
+    try:
+        return parse(POLICY, {**asdict(below), **document.data.get("policy", {})})
+    except ValidationError as error:
+        raise document.error(*document.faults(POLICY, error, _AT)) from error
 
 
 def sources(document: Document) -> dict[str, str]:

@@ -14,8 +14,6 @@ def status_report(status: Status, trends: Mapping[str, ResourceTrend]) -> dict[s
     report = asdict(status)
     for outlook, plain in zip(status.outlooks, report["outlooks"], strict=True):
         plain["lacking"] = list(outlook.lacking)
-    if status.last_decision is not None:
-        report["last_decision"]["reason"] = status.last_decision.reason
     return {**report, "trends": {name: asdict(trend) for name, trend in trends.items()}}
 
 

@@ -1,17 +1,31 @@
-"""The schema of the YAML, its loading, and messages that name file, line, key and what was expected."""
+"""A person's configuration: the schema of the main YAML, where it is found, and what it means together with a tier.
+
+Knows nothing of the machine: the tier is handed in. Reading YAML and telling its faults is `scaler.documents`.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, PrivateAttr, TypeAdapter, ValidationError, WithJsonSchema
 
+from scaler import paths, policy_layers
+from scaler.demo.models import SHAPES
+from scaler.documents import JSON_SCHEMA, Document, Fault, Key, Section, dotted, parse, read_document
+from scaler.errors import ConfigError
+from scaler.levels import OFF, RAM, gpu_resource
+from scaler.policy import Policy
 
-class Section(BaseModel):
-    """A mapping in the YAML: immutable, and an unknown key is an error."""
+if TYPE_CHECKING:
+    from scaler.tiers import Detection, HardwareTierDetector, Tier
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+AUTO = "auto"
+DEMO = "demo:"
+"""A model's path that begins like this names one of the demo ladder's models."""
 
 
 class LevelSettings(Section):
@@ -49,3 +63,222 @@ class LevelSettings(Section):
     """Check the weights while loading: a corrupted file otherwise loads and answers garbage."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Loopback port of the model's server; a private unix socket when left out."""
+
+
+class ServerSettings(Section):
+    """Where `scaler run` answers."""
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """A loopback address: requests are not authenticated."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8484
+    """The TCP port; 0 takes a free one."""
+
+
+class QueueSettings(Section):
+    """What happens to requests while no level can take them."""
+
+    limit: Annotated[int, Field(ge=1, le=100_000)] = 32
+    """How many requests may wait for a level; one more is refused."""
+    wait_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
+    """For how long a request waits for a level, in seconds."""
+
+
+class MonitorSettings(Section):
+    """How the machine is watched."""
+
+    interval_s: Annotated[float, Field(ge=0.01, le=3600)] = 1.0
+    """The time from one reading to the next, in seconds."""
+
+
+class JournalSettings(Section):
+    """Where decisions are written down."""
+
+    path: Path = Field(default_factory=lambda: paths.state() / "journal.jsonl")
+    """The newest file; ~ is the home directory, a relative path is relative to the configuration file."""
+    max_mib: Annotated[float, Field(gt=0, le=1024)] = 5.0
+    """The size at which a new file is begun, in MiB."""
+    files: Annotated[int, Field(ge=1, le=1000)] = 5
+    """How many files are kept, the newest among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A value that applies, and the file that says so, or ``default``."""
+
+    value: Any
+    source: str
+
+
+class Settings(Section):
+    """The configuration of one machine; `load_settings` makes it."""
+
+    tier: Annotated[str, Field(min_length=1)] = AUTO
+    """The class of machine: a tier's name, or auto to tell it from the hardware."""
+    ladder: Annotated[tuple[LevelSettings, ...], Field(min_length=1)]
+    """The levels, smallest first; the demo ladder when left out."""
+    server: ServerSettings = ServerSettings()
+    queue: QueueSettings = QueueSettings()
+    monitor: MonitorSettings = MonitorSettings()
+    journal: JournalSettings = Field(default_factory=JournalSettings)
+    policy: Annotated[Mapping[str, Any], WithJsonSchema(policy_layers.POLICY.json_schema())] = {}
+    """What this machine decides differently from its tier."""
+
+    _document: Document = PrivateAttr()
+    _ladder_document: Document = PrivateAttr()
+
+    @property
+    def file(self) -> str:
+        """The file that this was read from."""
+        return self._document.name
+
+    def detection(self, detector: HardwareTierDetector) -> Detection:
+        """The tier that applies: the one named, or the hardware's. Raises ConfigError for an unknown name."""
+        if self.tier == AUTO:
+            return detector.detect()
+        if fault := detector.unknown(self.tier):
+            raise self._document.error(Fault(("tier",), fault))
+        return detector.chosen(self.tier)
+
+    def policy_on(self, tier: Tier) -> Policy:
+        """The tier's policy with this machine's overrides.
+
+        Raises ConfigError when its figures do not go together, or not with the ladder or the monitor.
+        """
+        policy = policy_layers.stack(tier.policy, self._document)
+        names = [level.name for level in self.ladder]
+        if policy.max_level is not None and policy.max_level not in names:
+            sentence = f"{policy.max_level!r} is no level of the ladder; expected one of {', '.join(names)}"
+            if "max_level" in self.policy:
+                raise self._document.error(Fault(("policy", "max_level"), sentence))
+            raise ConfigError(f"{tier.sources['policy.max_level']}: policy.max_level: {sentence}")
+        if self.monitor.interval_s >= policy.stale_after_s:
+            sentence = (
+                f"at {self.monitor.interval_s:g} every reading would be too old to be evidence for an upgrade; "
+                f"expected less than policy.stale_after_s, {policy.stale_after_s:g}"
+            )
+            raise self._document.error(Fault(("monitor", "interval_s"), sentence))
+        return policy
+
+    def decided(self, tier: Tier) -> dict[str, Decided]:
+        """Every value that applies on a machine of ``tier``, by its dotted key. Raises ConfigError."""
+        files = {**tier.sources, **policy_layers.sources(self._document)}
+        values = {}
+        for key, value in _leaves(self.model_dump(mode="json", exclude={"policy"})):
+            document = self._ladder_document if key[0] == "ladder" else self._document
+            source = document.name if key in document.lines else policy_layers.DEFAULT
+            values[dotted(key)] = Decided(value, source)
+        for name, value in asdict(self.policy_on(tier)).items():
+            values[f"policy.{name}"] = Decided(value, files[f"policy.{name}"])
+        return values
+
+
+_SETTINGS = TypeAdapter(Settings)
+
+
+def load_settings(path: Path | None = None, *, shipped: bool = False) -> Settings:
+    """The configuration at ``path``; without one, that of $SCALER_CONFIG, the person's own, or the shipped one.
+
+    ``shipped`` asks for the shipped one. Raises ConfigError with every fault, each with file, line and key.
+    """
+    shipped_file = paths.shipped_config() / "scaler.yaml"
+    document = read_document(shipped_file if shipped else path or _found() or shipped_file)
+    ladder_document = document if "ladder" in document.data else read_document(shipped_file)
+    faults = policy_layers.faults(document)
+    try:
+        settings = parse(_SETTINGS, {**document.data, "ladder": ladder_document.data["ladder"]})
+    except ValidationError as error:
+        raise document.error(*document.faults(_SETTINGS, error), *faults) from error
+    faults += _ladder_faults(settings.ladder)
+    folder = Path(document.name).absolute().parent
+    levels = []
+    for position, level in enumerate(settings.ladder):
+        model = _absolute(level.model, folder, ("ladder", position, "model"), faults)
+        levels.append(level.model_copy(update={"model": model}))
+    journal_path = _absolute(settings.journal.path, folder, ("journal", "path"), faults)
+    if faults:
+        raise document.error(*faults)
+    journal = settings.journal.model_copy(update={"path": journal_path})
+    settings = settings.model_copy(update={"ladder": tuple(levels), "journal": journal})
+    settings._document, settings._ladder_document = document, ladder_document
+    return settings
+
+
+def settings_schema() -> dict[str, Any]:
+    """The JSON schema of the main YAML, with a description of every key."""
+    schema = _SETTINGS.json_schema()
+    # Needed inside, but a file without a ladder gets the shipped one.
+    schema["required"].remove("ladder")
+    return {"$schema": JSON_SCHEMA, **schema}
+
+
+def _found() -> Path | None:
+    """The file that the environment names, or the person's own where there is one."""
+    if named := os.environ.get("SCALER_CONFIG"):
+        return Path(named)
+    own = paths.config_file()
+    # A dangling link is a file too: what it should lead to was meant to be read.
+    return own if own.exists() or own.is_symlink() else None
+
+
+def _absolute(path: Path, folder: Path, key: Key, faults: list[Fault]) -> Path:
+    """A path as the person wrote it, made independent of where scaler was started."""
+    if str(path).startswith(DEMO):
+        name = str(path).removeprefix(DEMO)
+        known = [shape.name for shape in SHAPES]
+        if name not in known:
+            faults.append(Fault(key, f"there is no demo model {name!r}; expected one of {', '.join(known)}"))
+        return paths.demo_models() / f"{name}.gguf"
+    try:
+        return folder / path.expanduser()
+    except RuntimeError as error:
+        faults.append(Fault(key, f"{str(path)!r} cannot be used ({error}); expected a path"))
+        return path
+
+
+def _ladder_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
+    """What the schema of a single level cannot tell: the levels' names and their declared order."""
+    faults = []
+    names = [level.name for level in levels]
+    for position, name in enumerate(names):
+        if name in (OFF, "") or not name.isprintable():
+            faults.append(Fault(("ladder", position, "name"), f"{name!r} cannot be a level's name; expected another"))
+        elif name in names[:position]:
+            first = dotted(("ladder", names.index(name)))
+            faults.append(Fault(("ladder", position, "name"), f"{name!r} is {first} already; expected distinct names"))
+    below: tuple[LevelSettings, Mapping[str, float]] | None = None
+    for position, level in enumerate(levels):
+        declared = _declared(level)
+        if RAM not in declared:
+            continue
+        if below is not None:
+            smaller, taken = below
+            shrinking = [name for name in {**taken, **declared} if declared.get(name, 0) < taken.get(name, 0)]
+            if shrinking or declared == taken:
+                resource = shrinking[0] if shrinking else RAM
+                faults.append(
+                    Fault(
+                        ("ladder", position, "ram_gib" if resource == RAM else "vram_gib"),
+                        f"{level.name!r} takes {declared.get(resource, 0):g} GiB of {resource} and {smaller.name!r} "
+                        f"before it {taken.get(resource, 0):g}; expected the levels from the smallest to the largest",
+                    )
+                )
+        below = level, declared
+    return faults
+
+
+def _declared(level: LevelSettings) -> dict[str, float]:
+    """What a level says that it takes, in GiB a resource."""
+    ram = {} if level.ram_gib is None else {RAM: level.ram_gib}
+    return ram | ({gpu_resource(level.gpu): level.vram_gib} if level.vram_gib else {})
+
+
+def _leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
+    match value:
+        case dict():
+            for name, inner in value.items():
+                yield from _leaves(inner, (*key, name))
+        case list():
+            for position, inner in enumerate(value):
+                yield from _leaves(inner, (*key, position))
+        case _:
+            yield key, value

@@ -91,8 +91,8 @@ def _run(args: argparse.Namespace) -> int:
             chat = play(manager, show)
     answers = ", ".join(f"{count} by {level}" for level, count in chat.answers.items())
     print(f"\n{sum(chat.answers.values())} answers ({answers}), {len(chat.errors)} errors, none cut off.")
-    for error in chat.errors:
-        print(f"error: {error}", file=sys.stderr)
+    for message in chat.errors:
+        print(f"error: {message}", file=sys.stderr)
     return EXIT_FAILED if chat.errors else EXIT_OK
 
 

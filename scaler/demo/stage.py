@@ -57,7 +57,7 @@ def demo_config() -> Iterator[Path]:
 
     Raises ScalerError when the machine has too little to spare.
     """
-    memory = MemorySensor().read()["memory"]
+    memory = MemorySensor().read()
     if memory.available_bytes < SPARE_BYTES:
         raise ScalerError(
             f"only {memory.available_bytes / GIB:.1f} GiB of memory are available; "

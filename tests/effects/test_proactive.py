@@ -218,8 +218,10 @@ def test_performance_flows_into_the_status() -> None:
 
 def test_every_decision_is_in_the_journal_with_its_context(tmp_path: Path) -> None:
     """Decisions are logged with context."""
-    bench = Bench(Journal(tmp_path / "journal.jsonl"))
+    journal = Journal(tmp_path / "journal.jsonl")
+    bench = Bench(journal)
     bench.read(2.0, 303)
+    journal.close()
     records = list(read(tmp_path / "journal.jsonl"))
     assert [r["event"] for r in records] == ["decision", "switched", "decision", "switched"]
     climb = records[2]
