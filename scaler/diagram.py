@@ -282,12 +282,14 @@ def _mermaid_text(lines: Iterable[str]) -> str:
 
 
 _CENTRED, _LEFT = r"\n", r"\l"
+_DOT_CODES = {"\\": r"\\", '"': r"\"", "&": "&amp;"}
+_DOT_SYNTAX = re.compile(r'[\\"&]')
 _UP, _DOWN = "#2a7a3b", "#b3402a"
 
 
 def _dot_text(lines: Iterable[str], *, end: str = _CENTRED) -> str:
     """Lines as a quoted text of Graphviz; ``end`` ends and aligns each."""
-    plain = (" ".join(line.split()).replace("\\", r"\\").replace('"', r"\"") for line in lines)
+    plain = (_DOT_SYNTAX.sub(lambda match: _DOT_CODES[match[0]], " ".join(line.split())) for line in lines)
     return f'"{"".join(line + end for line in plain)}"'
 
 

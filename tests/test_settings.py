@@ -377,7 +377,7 @@ def test_no_text_raises_anything_but_a_config_error(text: str) -> None:
     """A configuration is edited by hand, and torn by crashes: whatever is in it, the answer is a message."""
     message = refusal(text.encode("utf-8", "surrogatepass"))
     assert not message or message.startswith("x.yaml:")
-    assert message.isascii() or message.encode()
+    message.encode()  # or it could not be printed
 
 
 @given(st.binary(max_size=200))

@@ -37,9 +37,7 @@ def _run(args: argparse.Namespace) -> int:
     def say(event: Event) -> None:
         if isinstance(event, DecisionMade):
             decision = event.switch.decision
-            lines.append(
-                f"{time.monotonic() - began:5.1f} s  {decision.source} → {decision.dest}: {decision.reasons[0]}"
-            )
+            lines.append(f"{time.monotonic() - began:5.1f} s  {decision.source} → {decision.dest}: {decision.reason}")
         elif isinstance(event, SwitchDone):
             lines.append(f"{time.monotonic() - began:5.1f} s  {event.level} serves, after {event.took_s:.1f} s")
 

@@ -19,7 +19,7 @@ import yaml
 
 from scaler.demo.hog import Hog
 from scaler.errors import ScalerError
-from scaler.levels import GIB
+from scaler.levels import GIB, RAM
 from scaler.manager import ModelManager
 from scaler.sensors.memory import MemorySensor
 from scaler.settings import load_settings
@@ -31,23 +31,27 @@ DWELL_S = 12.0
 """In place of five minutes."""
 
 
+MOST_PRESSURE_BYTES = 1536 * MIB
+"""What the other process takes at the most."""
+
+
 @dataclass(frozen=True, slots=True)
 class Act:
-    """A stretch of the demonstration: what the pressure does, and what there is to see."""
+    """A stretch of the demonstration: where the pressure goes, evenly, and what there is to see."""
 
     title: str
     seconds: float
-    pressure_bytes: int
-    """What the other process holds at the end of the act; it gets there evenly."""
+    keeps: str | None
+    """The largest level that still fits at the end of the act; None for no pressure at all."""
 
 
 ACTS = (
-    Act("calm: the smallest level first, the largest that fits after the dwell", 32, 0),
-    Act("another program grows", 14, 380 * MIB),
-    Act("it stays like that", 8, 380 * MIB),
-    Act("it grows further", 12, 780 * MIB),
-    Act("it stays like that", 10, 780 * MIB),
-    Act("it ends: the room has to stay for the dwell before the climb", 34, 0),
+    Act("calm: the smallest level first, the largest that fits after the dwell", 30, None),
+    Act("another program grows", 14, "medium"),
+    Act("it stays like that", 8, "medium"),
+    Act("it grows further", 12, "small"),
+    Act("it stays like that", 10, "small"),
+    Act("it ends: the room has to stay for the dwell before the climb", 36, None),
 )
 
 
@@ -98,14 +102,14 @@ class Chat(threading.Thread):
     def __init__(self, manager: ModelManager) -> None:
         super().__init__(name="demo-chat")
         self._manager = manager
-        self._stop = threading.Event()
+        self._enough = threading.Event()
         self.answers: Counter[str] = Counter()
         self.errors: list[str] = []
         self.latest = ""
 
     def run(self) -> None:
         """Ask until told to stop."""
-        while not self._stop.is_set():
+        while not self._enough.is_set():
             try:
                 answer = self._manager.generate_response_sync("Who are you?")
             except ScalerError as error:
@@ -113,11 +117,11 @@ class Chat(threading.Thread):
             else:
                 self.answers[answer.level] += 1
                 self.latest = f"{answer.level}: {answer.text.strip()}"
-            self._stop.wait(0.3)
+            self._enough.wait(0.3)
 
-    def stop(self) -> None:
+    def end(self) -> None:
         """Have the present answer finish and ask no more."""
-        self._stop.set()
+        self._enough.set()
         self.join()
 
 
@@ -127,16 +131,32 @@ def play(manager: ModelManager, show: Callable[[Act, int, Chat], None], *, pace_
     chat = Chat(manager)
     chat.start()
     try:
-        with Hog(max(act.pressure_bytes for act in ACTS)) as hog:
-            held = before = 0
+        with Hog(MOST_PRESSURE_BYTES) as hog:
+            held = 0
             for act in ACTS:
-                began = time.monotonic()
+                began, before = time.monotonic(), held
                 while (spent := time.monotonic() - began) < act.seconds:
                     share = min(1.0, (spent + pace_s) / act.seconds)
-                    held = hog.hold(int(before + share * (act.pressure_bytes - before)))
+                    aim = _pressure(manager, act, held)
+                    held = hog.hold(int(before + share * (aim - before)))
                     show(act, held, chat)
                     time.sleep(pace_s)
-                before = held = hog.hold(act.pressure_bytes)
     finally:
-        chat.stop()
+        chat.end()
     return chat
+
+
+def _pressure(manager: ModelManager, act: Act, held: int) -> int:
+    """What the other process must hold so that the act's level fits and the next larger one does not.
+
+    Reckoned anew each time, because other programs on this machine come and go meanwhile.
+    """
+    status = manager.scaler.status()
+    usage = status.usage.get(RAM)
+    if act.keeps is None or usage is None:
+        return 0
+    names = manager.scaler.ladder.names
+    fits = status.footprints[act.keeps][RAM]
+    too_large = status.footprints[names[names.index(act.keeps) + 1]][RAM]
+    other = int(manager.scaler.policy.scale_at * usage.total_bytes) - (fits + too_large) // 2
+    return max(0, min(MOST_PRESSURE_BYTES, held + other - usage.other_bytes))

@@ -126,7 +126,7 @@ def _checked(raw: bytes) -> dict[str, Any]:
         raise RequestRejected(
             f"there is no model {body['model']!r}; the one that there is is {MODEL!r}", HTTPStatus.NOT_FOUND
         )
-    return {key: value for key, value in body.items() if key not in ("model", "stream_options")}
+    return {key: value for key, value in body.items() if key != "model"}
 
 
 def _refuse(status: int, message: str) -> web.Response:

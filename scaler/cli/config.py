@@ -1,0 +1,101 @@
+"""`scaler config`: what is wrong with the configuration, what applies and which file decided it, and its schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scaler.cli import EXIT_OK, EXIT_USAGE, Command
+from scaler.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scaler.settings import Decided
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action",
+        choices=("check", "show", "schema"),
+        help="check: what is wrong, with file and line (exit code 2), or ok; show: what applies on this machine, "
+        "as YAML, and which file decided it; schema: the JSON schema, for an editor",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration other than your own")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from scaler.settings import settings_schema
+
+    if args.action == "schema":
+        print(json.dumps(settings_schema(), indent=2))
+    elif args.action == "check":
+        return _check(args.config, as_json=args.json)
+    else:
+        decided = _decided(args.config)
+        if args.json:
+            print(json.dumps({key: asdict(value) for key, value in decided.items()}, indent=2))
+        else:
+            for line in _yaml(decided):
+                print(line)
+    return EXIT_OK
+
+
+def _check(config: Path | None, *, as_json: bool) -> int:
+    if not as_json:
+        _decided(config)
+        print("ok")
+        return EXIT_OK
+    try:
+        _decided(config)
+    except ConfigError as error:
+        print(json.dumps({"ok": False, "error": str(error)}, indent=2))
+        return EXIT_USAGE
+    print(json.dumps({"ok": True}, indent=2))
+    return EXIT_OK
+
+
+def _decided(config: Path | None) -> Mapping[str, Decided]:
+    """Every value that applies on this machine, by its dotted key. Raises ConfigError."""
+    from scaler.settings import load_settings
+    from scaler.tiers import HardwareTierDetector
+
+    settings = load_settings(config)
+    return settings.decided(settings.detection(HardwareTierDetector()).tier)
+
+
+def _yaml(decided: Mapping[str, Decided]) -> Iterator[str]:
+    """The values as a configuration that says the same, each with its source as a comment."""
+    inside: tuple[str, ...] = ()
+    for key, value in decided.items():
+        *sections, name = re.findall(r"\[\d+\]|[^.\[\]]+", key)
+        shared = 0
+        while shared < min(len(sections), len(inside)) and sections[shared] == inside[shared]:
+            shared += 1
+        dash = ""
+        for depth in range(shared, len(sections)):
+            if sections[depth].startswith("["):
+                dash = "  " * (depth - 1) + "  - "
+            else:
+                yield f"{'  ' * depth}{sections[depth]}:"
+        inside = tuple(sections)
+        indent = dash or "  " * len(sections)
+        yield f"{indent}{name}: {_scalar(value.value)}  # {value.source}"
+
+
+def _scalar(value: Any) -> str:
+    """A plain value as YAML; a text in quotes unless it can be taken for nothing else."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if re.fullmatch(r"/?[A-Za-z_][\w/.-]*", value, re.ASCII) and value.lower() not in ("null", "true", "false"):
+        return value
+    import yaml
+
+    return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf")).rstrip("\n")
+
+
+COMMAND = Command("config", "check, show or describe the configuration", _add_arguments, _run)

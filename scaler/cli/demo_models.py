@@ -1,0 +1,48 @@
+"""`scaler demo-models`: makes the demo ladder's models."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from scaler import paths
+from scaler.cli import EXIT_OK, Command
+from scaler.demo.models import make_demo_models
+
+CLEAR_LINE = "\r\x1b[K"
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", type=Path, metavar="DIR", help=f"where to; {paths.demo_models()} when left out")
+    parser.add_argument("--json", action="store_true", help="the files as JSON")
+
+
+def _run(args: argparse.Namespace) -> int:
+    folder = args.folder or paths.demo_models()
+    watched = sys.stderr.isatty()
+
+    def show(name: str, done: float) -> None:
+        if watched:
+            print(f"{CLEAR_LINE}making {name}.gguf: {done:.0%}", end="", file=sys.stderr, flush=True)
+
+    try:
+        models = make_demo_models(folder, show)
+    finally:
+        if watched:
+            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
+    sizes = [model.path.stat().st_size for model in models]
+    if args.json:
+        files = [
+            asdict(model) | {"path": str(model.path), "bytes": size} for model, size in zip(models, sizes, strict=True)
+        ]
+        print(json.dumps(files, indent=2))
+    else:
+        for model, size in zip(models, sizes, strict=True):
+            print(f"{model.name}: {model.path} ({size / 1e6:.0f} MB), says {model.sentence!r}")
+    return EXIT_OK
+
+
+COMMAND = Command("demo-models", "make the demo ladder's models: real GGUF files, random weights", _add_arguments, _run)

@@ -1,0 +1,130 @@
+"""`scaler history`: what happened and why, a line an event, from the journal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from scaler.cli import EXIT_OK, Command
+from scaler.cli.words import duration
+from scaler.errors import ConfigError
+from scaler.journal import read
+
+MOST_FILES = 1000
+"""How many files of a journal are looked for: as many as the configuration lets there be."""
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--last", type=int, metavar="N", help="the newest N events only")
+    parser.add_argument(
+        "--since",
+        metavar="TIME",
+        help="events since then only: 90s, 30m, 2h, 1d ago, or 2026-11-23 or 2026-11-23T18:00",
+    )
+    parser.add_argument("--json", action="store_true", help="the records as JSON lines, each with its outcome")
+    parser.add_argument("--path", type=Path, metavar="FILE", help="this journal instead of the configuration's")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration other than your own")
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.last is not None and args.last < 1:
+        raise ConfigError(f"--last: {args.last} cannot be used; expected 1 or more")
+    since = None if args.since is None else _time(args.since, datetime.now(UTC))
+    path = args.path or _configured(args.config)
+    events = _joined(read(path, files=MOST_FILES))
+    if not events:
+        _note(f"no journal yet at {path}; `scaler run` writes it")
+        return EXIT_OK
+    if since is not None:
+        events = [event for event in events if datetime.fromisoformat(event["at"]) >= since]
+        if not events:
+            _note(f"nothing happened since {since.astimezone():%Y-%m-%d %H:%M:%S}")
+    for event in events[-args.last :] if args.last else events:
+        print(json.dumps(event) if args.json else _line(event))
+    return EXIT_OK
+
+
+def _configured(config: Path | None) -> Path:
+    from scaler.settings import load_settings
+
+    return load_settings(config).journal.path
+
+
+def _note(text: str) -> None:
+    """On stderr: what reads our output gets events or nothing."""
+    print(text, file=sys.stderr)
+
+
+def _time(text: str, now: datetime) -> datetime:
+    """A time as people give it; local where it says nothing else. Raises ConfigError."""
+    ago = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
+    try:
+        if ago:
+            return now - timedelta(**{UNITS[ago[2]]: float(ago[1])})
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"--since: {text!r} is no time; expected such as 90s, 30m, 2h, 1d or 2026-11-23T18:00"
+        ) from error
+
+
+def _joined(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records that are events of their own, each decision with its ``outcome`` and whether it was ``hurried``.
+
+    Tickets begin anew with each run of the daemon, so an outcome belongs to the latest decision of its ticket.
+    """
+    events: list[dict[str, Any]] = []
+    decisions: dict[int, dict[str, Any]] = {}
+    for record in records:
+        match record["event"]:
+            case "decision":
+                decisions[record["ticket"]] = event = {**record, "outcome": None, "hurried": False}
+                events.append(event)
+            case "switched" | "switch_failed" if record["ticket"] in decisions:
+                decisions[record["ticket"]]["outcome"] = record
+            case "hurried" if record["switch"]["ticket"] in decisions:
+                decisions[record["switch"]["ticket"]]["hurried"] = True
+            case _:
+                events.append(record)
+    return events
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    when = datetime.fromisoformat(event["at"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return f"{when}  {_words(event)}"
+
+
+def _words(event: Mapping[str, Any]) -> str:
+    match event["event"]:
+        case "decision":
+            hurried = ", hurried because usage turned critical" if event["hurried"] else ""
+            return f"{event['source']} → {event['dest']}: {event['reason']} [{_outcome(event)}{hurried}]"
+        case "died":
+            return f"{event['level']} died: {event['reason']}"
+        case "pin":
+            return "unpinned" if event["level"] is None else f"pinned to {event['level']}"
+        case "switched":
+            return f"{event['level']} serves, after {duration(event['took_s'])}"
+        case "switch_failed":
+            return f"{event['level']} could not be loaded, {event['still_serving']} serves: {event['reason']}"
+    return str(event["event"])
+
+
+def _outcome(decision: Mapping[str, Any]) -> str:
+    outcome = decision["outcome"]
+    if outcome is None:
+        return "not finished"
+    if outcome["event"] == "switch_failed":
+        return f"failed, {outcome['still_serving']} serves: {outcome['reason']}"
+    took, load = outcome["took_s"], outcome["load_s"]
+    return f"done after {took:.2f} s" + ("" if load is None else f", {load:.2f} s of it loading")
+
+
+COMMAND = Command("history", "what happened, when and why, from the journal", _add_arguments, _run)
