@@ -124,7 +124,8 @@ async def collect(chunks: AsyncIterator[Chunk]) -> Chunk:
     whole: dict[str, Any] = {"object": "chat.completion", "choices": []}
     choices: dict[int, dict[str, Any]] = {}
     level = ""
-    async for level, data in chunks:
+    async for chunk_level, data in chunks:
+        level = chunk_level
         for key in ("id", "created", "model", "system_fingerprint", "usage", "timings"):
             if data.get(key) is not None:
                 whole[key] = data[key]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaler.levels import GIB, Ladder, Level
+from scaler.levels import Ladder, Level
 from scaler.policy import Policy
 from scaler.runtimes.protocol import Runtime
 from scaler.settings import LevelSettings, Settings, load_settings

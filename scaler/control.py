@@ -9,14 +9,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from typing import IO, Any
 
-from scaler.errors import ScalerError
+from pydantic import ValidationError
+
+from scaler.errors import ConfigError, ScalerError
 from scaler.levels import OFF, RAM, Ladder, Level
 from scaler.machine import LevelMachine, Switch
 from scaler.policy import Policy
+from scaler.policy_layers import POLICY
 from scaler.readings import Memory, Reading
+
+THRESHOLDS = {"scale_at": "scale_at", "critical_at": "critical_at", "dwell_s": "upgrade_dwell_s"}
+"""What `hello` may set of the policy: our name, and the protocol's."""
 
 
 class Controller:
@@ -24,19 +30,24 @@ class Controller:
 
     def __init__(self, hello: Mapping[str, Any], policy: Policy) -> None:
         """``policy``: the tier's; what ``hello`` names of its thresholds goes before. Raises ConfigError."""
-        asked = hello.get("thresholds", {})
-        named = {"scale_at": "scale_at", "critical_at": "critical_at", "upgrade_dwell_s": "dwell_s"}
-        changes: dict[str, Any] = {ours: asked[theirs] for theirs, ours in named.items() if theirs in asked}
-        changes["exhausted_at"] = max(policy.exhausted_at, changes.get("critical_at", policy.critical_at))
-        changes["dwell_max_s"] = max(policy.dwell_max_s, changes.get("dwell_s", policy.dwell_s))
-        self.policy = replace(policy, **changes)
+        self.policy = _policy(hello.get("thresholds", {}), policy)
         self.ladder = Ladder(
             [
-                Level(level["name"], {RAM: int(level["memory_bytes"])}, level["quality"], level["load_s"])
+                Level(
+                    str(level["name"]),
+                    {RAM: int(_number(level, "memory_bytes"))},
+                    _number(level, "quality"),
+                    _number(level, "load_s"),
+                )
                 for level in hello["levels"]
                 if level["name"] != OFF
             ]
         )
+        if self.policy.max_level is not None and self.policy.max_level not in self.ladder.names:
+            raise ConfigError(
+                f"the tier allows {self.policy.max_level!r} at most, which is none of the levels "
+                f"{', '.join(self.ladder.names)}; choose another tier"
+            )
         self._machine: LevelMachine | None = None
         self._reason = "settled"
         self._known = frozenset((OFF, *self.ladder.names))
@@ -46,21 +57,20 @@ class Controller:
 
     def step(self, sample: Mapping[str, Any]) -> tuple[str, bool, str]:
         """Answer one sample with (target level, urgent, reason)."""
-        at_s = float(sample["t"])
+        at_s = _number(sample, "t", least=-math.inf)
         model = sample["model"]
+        level, idle = self._level(model["level"]), model["loading"] is None
         machine = self._machine
         if machine is None:
-            machine = self._machine = LevelMachine(
-                self.ladder, self.policy, self._entered, initial=model["level"] or OFF
-            )
+            machine = self._machine = LevelMachine(self.ladder, self.policy, self._entered, initial=level)
         event = sample.get("event")
         if event is not None:
             self._tell(machine, event, at_s)
-        elif machine.settled and model["loading"] is None and model["level"] != machine.state:
+        elif machine.settled and idle and level != machine.state:
             machine.died(machine.state, at_s)
         machine.observe(_reading(sample, at_s))
         target = machine.state
-        if machine.switch is not None and not machine.settled and model["loading"] is None and model["level"] == target:
+        if machine.switch is not None and not machine.settled and idle and level == target:
             # Back to what serves before anything was begun: nothing has to be loaded.
             machine.switched(machine.switch.ticket, at_s)
         if machine.settled:
@@ -69,13 +79,42 @@ class Controller:
         return target, urgent, self._reason
 
     def _tell(self, machine: LevelMachine, event: Mapping[str, Any], at_s: float) -> None:
-        if event["type"] == "died":
+        kind, level = event["type"], self._level(event.get("level"))
+        if kind not in ("switched", "died"):
+            raise ValueError(f"event.type is {kind!r}; expected 'switched' or 'died'")
+        if kind == "died":
             machine.died(machine.state, at_s)
-        elif machine.switch is not None:
-            if event.get("ok", True):
-                machine.switched(machine.switch.ticket, at_s)
-            else:
-                machine.switch_failed(machine.switch.ticket, event.get("level") or OFF, at_s)
+        elif machine.switch is not None and not event.get("ok", True):
+            machine.switch_failed(machine.switch.ticket, level, at_s)
+        elif machine.switch is not None and level == machine.switch.dest:
+            # Any other level was the target of a switch that was overtaken.
+            machine.switched(machine.switch.ticket, at_s)
+
+    def _level(self, name: object) -> str:
+        level = OFF if name is None else str(name)
+        if level not in self._known:
+            raise ValueError(f"there is no level {level!r}; expected one of {', '.join(sorted(self._known))}")
+        return level
+
+
+def _policy(thresholds: Mapping[str, Any], tier: Policy) -> Policy:
+    asked: dict[str, Any] = {ours: thresholds[theirs] for ours, theirs in THRESHOLDS.items() if theirs in thresholds}
+    try:
+        policy = {**asdict(tier), **asked}
+        policy["exhausted_at"] = max(tier.exhausted_at, policy["critical_at"])
+        policy["dwell_max_s"] = max(tier.dwell_max_s, policy["dwell_s"])
+        return POLICY.validate_python(policy)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = "".join(f".{THRESHOLDS.get(str(part), part)}" for part in fault["loc"])
+        raise ConfigError(f"thresholds{key}: {fault['msg']}") from error
+
+
+def _number(of: Mapping[str, Any], key: str, least: float = 0.0) -> float:
+    value = of[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+        raise ValueError(f"{key} is {value!r}; expected a number{'' if least else ' of 0 or more'}")
+    return float(value)
 
 
 def _reading(sample: Mapping[str, Any], at_s: float) -> Reading:
@@ -110,9 +149,12 @@ def converse(lines: IO[str], answers: IO[str], policy: Policy) -> None:
                 )
             else:
                 raise ScalerError(f"stdin:{number}: type {kind!r}; expected 'hello' first, then 'sample'")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ConfigError as error:
+            raise ConfigError(f"stdin:{number}: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
             raise ScalerError(
-                f"stdin:{number}: {type(error).__name__} {error}; expected one JSON object a line, as the protocol has it"
+                f"stdin:{number}: {what}; expected one JSON object a line, as the protocol has it"
             ) from error
         answers.flush()
 

@@ -41,7 +41,7 @@ class DaemonUnreachable(ScalerError):
 
 
 class RequestRejected(ScalerError):
-    """A runtime refused a request for a fault of the request itself; carries the HTTP status and OpenAI's error body."""
+    """A runtime refused a request for a fault of its own; carries the HTTP status and OpenAI's error body."""
 
     def __init__(self, message: str, status: int = 400, body: dict[str, object] | None = None) -> None:
         super().__init__(message)

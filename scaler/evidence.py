@@ -7,10 +7,10 @@ the machine writes it.
 from __future__ import annotations
 
 from scaler.footprints import Footprints
-from scaler.levels import Ladder
+from scaler.levels import RAM, Ladder
 from scaler.policy import Policy
 from scaler.readings import Reading, Usage
-from scaler.trends import Forecast, Trend
+from scaler.trends import Trend
 
 NEVER = float("-inf")
 
@@ -29,7 +29,9 @@ class Evidence:
         self.usage: list[Usage | None] = [None] * len(self.resources)
         count = len(ladder)
         self.projected: list[float | None] = [None] * count
-        """Usage at each level as a ratio of the total, of the resource that is tightest there."""
+        """Usage at each level as a ratio of the total, of the resource that is tightest there; None if unknown."""
+        self.at_least: list[float | None] = [None] * count
+        """The same of the resources that could be read; what could not be can make it more, never less."""
         self.over_since: list[float | None] = [None] * count
         self.fits_since: list[float | None] = [None] * count
         self.recovers_since: list[float | None] = [None] * count
@@ -53,13 +55,13 @@ class Evidence:
         if not now > self.now_s or now == float("inf"):
             return False
         usage = [reading.usage(resource) for resource in self.resources]
-        ram = usage[0]
-        if ram is None or ram.total_bytes <= 0:
+        if usage[0] is None:
             return False
         if now - self.now_s > self.policy.stale_after_s:
             self._break()
         self.now_s, self.reading, self.usage = now, reading, usage
-        if self.settled and self.state >= 0:
+        # A reading that was begun before the switch was over may count two models.
+        if self.settled and self.state >= 0 and now >= self.changed_at_s:
             self.footprints.learn(self.state, [None if part is None else part.own_bytes for part in usage], now)
         for trend, part in zip(self.trends, usage, strict=True):
             if part is None:
@@ -73,26 +75,33 @@ class Evidence:
         policy = self.policy
         below_band = policy.scale_at - policy.band
         for position in range(len(self.ladder)):
-            projected: float | None = 0.0
-            for need, part in zip(self.footprints.of(position), usage, strict=True):
-                if part is not None:
-                    share = (part.other_bytes + need) / part.total_bytes
-                    if share > projected:  # type: ignore[operator]  # None ends the loop below
-                        projected = share
-                elif need:
-                    projected = None
-                    break
-            self.projected[position] = projected
-            if projected is None:
-                self.over_since[position] = self.fits_since[position] = self.recovers_since[position] = None
-                continue
-            _hold(self.over_since, position, projected > policy.scale_at, now)
-            _hold(self.fits_since, position, projected <= below_band, now)
-            _hold(self.recovers_since, position, projected <= self.recovery_limit(position), now)
+            at_least, complete = 0.0, True
+            for resource, need, part in zip(self.resources, self.footprints.of(position), usage, strict=True):
+                if not _concerns(resource, need):
+                    continue
+                if part is None:
+                    complete = False
+                    continue
+                share = (part.other_bytes + need) / part.total_bytes
+                if share > at_least:
+                    at_least = share
+            self.at_least[position] = at_least
+            self.projected[position] = at_least if complete else None
+            _hold(self.over_since, position, at_least > policy.scale_at, now)
+            _hold(self.fits_since, position, complete and at_least <= below_band, now)
+            _hold(self.recovers_since, position, complete and at_least <= self.recovery_limit(position), now)
+
+    def usage_at(self, position: int) -> float | None:
+        """Projected usage as far as a change to this level, or staying there, has to know it; None if unknown.
+
+        A level no larger than what is loaded takes no more of what could not be read, so the rest decides.
+        """
+        loaded = self.state if self.serving is None else max(self.state, self.serving)
+        return self.at_least[position] if position <= loaded else self.projected[position]
 
     def _break(self) -> None:
+        """Forget what needs an unbroken watch; late readings must not delay a descent, so what is over stays over."""
         count = len(self.ladder)
-        self.over_since = [None] * count
         self.fits_since = [None] * count
         self.recovers_since = [None] * count
         for trend in self.trends:
@@ -109,31 +118,39 @@ class Evidence:
 
     def dwell_s(self, position: int) -> float:
         """For how long a climb to this level must have been possible; doubles with each wasted one."""
-        return min(self.policy.dwell_s * 2.0 ** self.wasted[position], self.policy.dwell_max_s)
+        return min(self.policy.dwell_s * 2.0 ** min(self.wasted[position], 60), self.policy.dwell_max_s)
 
     def horizon_s(self, position: int) -> float:
-        """How far ahead a switch to this level must look: the time that loading takes, and a margin."""
-        return self.load_s[position] + self.policy.switch_margin_s
+        """How far ahead a switch to this level must look: the time that loading takes, and a margin.
 
-    def forecast(self, position: int, horizon_s: float) -> Forecast | None:
-        """Usage at a level ``horizon_s`` from now, of the resource that will be tightest; None if unknown."""
-        worst: Forecast | None = None
-        for need, part, trend in zip(self.footprints.of(position), self.usage, self.trends, strict=True):
+        Where a smaller level takes longer to load, that time: a climb must hold for as long as a descent looks ahead.
+        """
+        return max(self.load_s[: position + 1]) + self.policy.switch_margin_s
+
+    def forecast(self, position: int, horizon_s: float, sigmas: float) -> float | None:
+        """Usage ratio at a level ``horizon_s`` from now with ``sigmas`` standard deviations added; None if unknown.
+
+        Of the resource where this is the highest: what is expected to be tightest need not be the most doubtful.
+        """
+        highest: float | None = None
+        for resource, need, part, trend in zip(
+            self.resources, self.footprints.of(position), self.usage, self.trends, strict=True
+        ):
+            if not _concerns(resource, need):
+                continue
             other = trend.forecast(self.now_s + horizon_s)
             if part is None or other is None:
-                if need:
-                    return None
-                continue
-            here = Forecast(other.mean + need / part.total_bytes, other.sigma)
-            if worst is None or here.mean > worst.mean:
-                worst = here
-        return worst
+                return None
+            here = other.mean + need / part.total_bytes + sigmas * other.sigma
+            if highest is None or here > highest:
+                highest = here
+        return highest
 
     def tightest(self, position: int) -> int:
         """Which resource, by its index in ``resources``, is tightest at a level."""
         shares = [
-            (part.other_bytes + need) / part.total_bytes if part is not None else 0.0
-            for need, part in zip(self.footprints.of(position), self.usage, strict=True)
+            (part.other_bytes + need) / part.total_bytes if part is not None and _concerns(resource, need) else 0.0
+            for resource, need, part in zip(self.resources, self.footprints.of(position), self.usage, strict=True)
         ]
         return max(range(len(shares)), key=shares.__getitem__)
 
@@ -142,6 +159,11 @@ class Evidence:
         pause = min(self.policy.backoff_s * 2.0 ** min(self.failures[position], 60), self.policy.backoff_max_s)
         self.failures[position] += 1
         self.backoff_until_s[position] = now_s + pause
+
+
+def _concerns(resource: str, need: int) -> bool:
+    """Whether a level is judged by a resource: always by RAM, by a GPU's memory only if it takes some."""
+    return need > 0 or resource == RAM
 
 
 def _hold(since: list[float | None], position: int, holds: bool, now: float) -> None:

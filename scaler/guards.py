@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from scaler.evidence import NEVER, Evidence
-from scaler.levels import GIB, RAM
+from scaler.levels import GIB, OFF, RAM
 
 
 class Verdict(NamedTuple):
@@ -21,7 +21,7 @@ class Verdict(NamedTuple):
     measured: float | None
     limit: float | None
     words: str
-    """The sentence, with ``{level}``, ``{measured}``, ``{limit}`` and ``{total}`` to be filled in."""
+    """The sentence; `explain` fills in what stands in braces. Names go there only, since a name may have braces."""
     extra: float | None = None
 
 
@@ -44,7 +44,7 @@ def over_limit(evidence: Evidence, position: int) -> Verdict:
     gives way at critical-at only.
     """
     policy = evidence.policy
-    usage = evidence.projected[position]
+    usage = evidence.usage_at(position)
     since = evidence.over_since[position]
     if usage is None or since is None:
         return Verdict(False, usage, policy.scale_at, "usage at {level} is {measured} of {total}; the limit is {limit}")
@@ -55,11 +55,9 @@ def over_limit(evidence: Evidence, position: int) -> Verdict:
             policy.critical_at,
             "usage at {level} is {measured} of {total}; it is pinned and gives way at {limit}",
         )
-    above = (policy.critical_at - usage) / (policy.critical_at - policy.scale_at)
-    asked = policy.debounce_s * max(0.0, above)
     held = evidence.now_s - since
     return Verdict(
-        held >= asked,
+        held >= debounce_s(evidence, usage),
         usage,
         policy.scale_at,
         "usage at {level} is {measured} of {total}; the limit is {limit}, passed for {extra:.0f} s",
@@ -67,14 +65,21 @@ def over_limit(evidence: Evidence, position: int) -> Verdict:
     )
 
 
-def forecast_over(evidence: Evidence, position: int) -> Verdict:
-    """The forecast, less its doubt, is above critical-at before a switch would be over."""
+def debounce_s(evidence: Evidence, usage: float) -> float:
+    """For how many seconds a usage ratio above scale-at is watched before it is acted on."""
     policy = evidence.policy
+    return policy.debounce_s * max(0.0, (policy.critical_at - usage) / (policy.critical_at - policy.scale_at))
+
+
+def forecast_over(evidence: Evidence, position: int) -> Verdict:
+    """The forecast, less its doubt, is above critical-at before a switch would be over; a pinned level waits for it."""
+    policy = evidence.policy
+    if evidence.pinned == position:
+        return Verdict(False, None, policy.critical_at, "{level} is pinned and gives way at {limit}, not before")
     horizon = evidence.horizon_s(max(position - 1, 0))
-    forecast = evidence.forecast(position, horizon)
-    if forecast is None:
+    surely = evidence.forecast(position, horizon, -policy.forecast_sigmas)
+    if surely is None:
         return Verdict(False, None, policy.critical_at, "there is no forecast for {level} yet")
-    surely = forecast.mean - policy.forecast_sigmas * forecast.sigma
     return Verdict(
         surely > policy.critical_at,
         surely,
@@ -86,7 +91,7 @@ def forecast_over(evidence: Evidence, position: int) -> Verdict:
 
 def critical(evidence: Evidence, position: int) -> Verdict:
     """Projected usage is at critical-at or above."""
-    usage = evidence.projected[position]
+    usage = evidence.usage_at(position)
     limit = evidence.policy.critical_at
     return Verdict(
         usage is not None and usage >= limit,
@@ -98,7 +103,7 @@ def critical(evidence: Evidence, position: int) -> Verdict:
 
 def exhausted(evidence: Evidence, position: int) -> Verdict:
     """Projected usage is so high that the kernel is about to kill."""
-    usage = evidence.projected[position]
+    usage = evidence.usage_at(position)
     limit = evidence.policy.exhausted_at
     return Verdict(
         usage is not None and usage >= limit,
@@ -110,7 +115,7 @@ def exhausted(evidence: Evidence, position: int) -> Verdict:
 
 def fits(evidence: Evidence, position: int) -> Verdict:
     """Projected usage would be at scale-at or below."""
-    usage = evidence.projected[position]
+    usage = evidence.usage_at(position)
     limit = evidence.policy.scale_at
     return Verdict(
         usage is not None and usage <= limit,
@@ -122,13 +127,27 @@ def fits(evidence: Evidence, position: int) -> Verdict:
 
 def fits_under_critical(evidence: Evidence, position: int) -> Verdict:
     """Projected usage would be below critical-at."""
-    usage = evidence.projected[position]
+    usage = evidence.usage_at(position)
     limit = evidence.policy.critical_at
     return Verdict(
         usage is not None and usage < limit,
         usage,
         limit,
         "usage at {level} would be {measured} of {total}; {limit} is critical",
+    )
+
+
+def no_lower_fits(evidence: Evidence, position: int) -> Verdict:
+    """Every smaller level would be at critical-at or above, or is left alone for now."""
+    holds = not any(
+        fits_under_critical(evidence, lower).holds and not backing_off(evidence, lower).holds
+        for lower in range(position)
+    )
+    return Verdict(
+        holds,
+        None,
+        evidence.policy.critical_at,
+        "no smaller level stays under {limit}" if holds else "a smaller level stays under {limit}",
     )
 
 
@@ -157,10 +176,9 @@ def forecast_fits(evidence: Evidence, position: int) -> Verdict:
     """The forecast, with its doubt added, stays at scale-at or below until the switch is over."""
     policy = evidence.policy
     horizon = evidence.horizon_s(position)
-    forecast = evidence.forecast(position, horizon)
-    if forecast is None:
+    at_most = evidence.forecast(position, horizon, policy.forecast_sigmas)
+    if at_most is None:
         return Verdict(False, None, policy.scale_at, "there is no forecast for {level} yet")
-    at_most = forecast.mean + policy.forecast_sigmas * forecast.sigma
     return Verdict(
         at_most <= policy.scale_at,
         at_most,
@@ -243,10 +261,9 @@ def backing_off(evidence: Evidence, position: int) -> Verdict:
 def allowed(evidence: Evidence, position: int) -> Verdict:
     """The tier permits the level, and no pin holds it lower."""
     if position > evidence.highest_allowed:
-        return Verdict(False, None, None, f"the tier allows {evidence.policy.max_level} at most")
+        return Verdict(False, None, None, "the tier allows {highest} at most")
     if evidence.pinned is not None and position > evidence.pinned:
-        held = "off" if evidence.pinned < 0 else evidence.ladder[evidence.pinned].name
-        return Verdict(False, None, None, f"the level is pinned to {held}")
+        return Verdict(False, None, None, "the level is pinned to {pinned}")
     return Verdict(True, None, None, "{level} is allowed")
 
 
@@ -271,6 +288,7 @@ GUARDS: Mapping[str, Guard] = {
         Guard("exhausted", "from", "usage ≥ {exhausted_at:.0%}", exhausted),
         Guard("fits", "to", "usage there ≤ {scale_at:.0%}", fits),
         Guard("fits_under_critical", "to", "usage there < {critical_at:.0%}", fits_under_critical),
+        Guard("no_lower_fits", "from", "no smaller level < {critical_at:.0%}", no_lower_fits),
         Guard("fits_below_band", "to", "usage there ≤ {scale_at:.0%} - {band:.0%} for {dwell_s:g} s", fits_below_band),
         Guard("forecast_fits", "to", "forecast there ≤ {scale_at:.0%}", forecast_fits),
         Guard("recovers", "to", "room there for {recovery_s:g} s", recovers),
@@ -288,7 +306,6 @@ GUARDS: Mapping[str, Guard] = {
 
 def explain(evidence: Evidence, position: int, verdict: Verdict) -> str:
     """The verdict about a level as one sentence in numbers."""
-    name = "off" if position < 0 else evidence.ladder[position].name
     total = "the total"
     if position >= 0:
         index = evidence.tightest(position)
@@ -297,11 +314,19 @@ def explain(evidence: Evidence, position: int, verdict: Verdict) -> str:
             what = "" if evidence.resources[index] == RAM else f" of {evidence.resources[index]}"
             total = f"{part.total_bytes / GIB:.3g} GiB{what}"
     return verdict.words.format(
-        level=name,
-        measured="unknown"
-        if verdict.measured is None
-        else f"{verdict.measured:.1%}".replace(".0%", "%").replace("%", " %"),
-        limit="unknown" if verdict.limit is None else f"{verdict.limit:.0%}".replace("%", " %"),
+        level=_name(evidence, position),
+        highest=evidence.policy.max_level,
+        pinned=_name(evidence, evidence.pinned),
+        measured=_percent(verdict.measured),
+        limit=_percent(verdict.limit),
         total=total,
         extra=verdict.extra if verdict.extra is not None else 0.0,
     )
+
+
+def _name(evidence: Evidence, position: int | None) -> str:
+    return OFF if position is None or position < 0 else evidence.ladder[position].name
+
+
+def _percent(ratio: float | None) -> str:
+    return "unknown" if ratio is None else f"{100 * ratio:.1f}".removesuffix(".0") + " %"

@@ -28,9 +28,16 @@ class _Lines(RotatingFileHandler):
     """A rotating file that raises, where the standard library's would print to stderr and go on."""
 
     def _open(self) -> IO[str]:  # type: ignore[override]
-        return open(  # noqa: SIM115  # kept open by the handler
+        _cut_unfinished(Path(self.baseFilename))
+        return open(
             self.baseFilename, self.mode, encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
         )
+
+    def doRollover(self) -> None:  # noqa: N802  # the standard library's name
+        if self.backupCount == 0:
+            # With no file to move it to, the standard library would let this one grow for ever.
+            os.truncate(self.baseFilename, 0)
+        super().doRollover()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the standard library's name
         raise
@@ -54,15 +61,27 @@ class Journal:
                 self._lines = _Lines(self.path, maxBytes=self._max_bytes, backupCount=self._files - 1, encoding="utf-8")
             self._lines.handle(logging.makeLogRecord({"msg": line}))
         except OSError as error:
-            raise JournalError(
-                f"{self.path}: {error.strerror or error}; free some space or set journal.path"
-            ) from error
+            raise self._failed(error) from error
 
     def close(self) -> None:
-        """Close the file; a later write opens it again."""
-        if self._lines is not None:
-            self._lines.close()
-            self._lines = None
+        """Close the file; a later write opens it again. Raises JournalError when the last records cannot be kept."""
+        lines, self._lines = self._lines, None
+        if lines is not None:
+            try:
+                lines.close()
+            except OSError as error:
+                raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> JournalError:
+        return JournalError(f"{self.path}: {error.strerror or error}; free some space or set journal.path")
+
+
+def _cut_unfinished(path: Path) -> None:
+    """Take away a last line that a power cut left unfinished, so that the next record does not run into it."""
+    if path.is_file():
+        text = path.read_bytes()
+        if not text.endswith(b"\n"):
+            os.truncate(path, text.rfind(b"\n") + 1)
 
 
 def read(path: Path, *, files: int = 5) -> Iterator[dict[str, Any]]:
@@ -74,7 +93,7 @@ def read(path: Path, *, files: int = 5) -> Iterator[dict[str, Any]]:
     for number in range(files - 1, -1, -1):
         part = path if number == 0 else path.with_name(f"{path.name}.{number}")
         try:
-            text = part.read_text("utf-8")
+            text = part.read_bytes()
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -84,9 +103,11 @@ def read(path: Path, *, files: int = 5) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                if row == len(lines) and not line.endswith("\n"):
+                if row == len(lines) and not line.endswith(b"\n"):
                     continue
                 raise JournalError(f"{part}:{row}: not JSON ({error}); expected one object a line") from error
+            if not isinstance(record, dict):
+                raise JournalError(f"{part}:{row}: {type(record).__name__}; expected one JSON object a line")
             yield record
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from scaler.errors import ConfigError
 
@@ -52,7 +53,7 @@ class Ladder(Sequence[Level]):
                 raise ConfigError(f"ladder[{position}].name: {name!r} cannot be used; expected a name other than 'off'")
             if name in names[:position]:
                 raise ConfigError(f"ladder[{position}].name: {name!r} is used twice; expected distinct names")
-        for position, (below, above) in enumerate(zip(levels, levels[1:], strict=False), start=1):
+        for position, (below, above) in enumerate(pairwise(levels), start=1):
             shrinking = [
                 resource
                 for resource in {**below.footprint, **above.footprint}

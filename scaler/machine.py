@@ -16,7 +16,7 @@ from transitions import EventData, Machine, Transition
 
 from scaler.errors import PinRefused
 from scaler.evidence import NEVER, Evidence
-from scaler.guards import GUARDS, critical, exhausted, explain, fits_under_critical
+from scaler.guards import GUARDS, critical, debounce_s, exhausted, explain, fits_under_critical
 from scaler.levels import OFF, Ladder
 from scaler.policy import Policy
 from scaler.readings import Reading
@@ -59,13 +59,14 @@ def _rows(names: tuple[str, ...]) -> Iterator[Row]:
         # Nothing fits under scale-at: the smallest that stays under critical-at still serves.
         for there in lower:
             yield Row("observe", here, there, ("over_limit", "fits_under_critical"), ("backing_off",))
-        yield Row("observe", here, OFF, ("critical",))
+        yield Row("observe", here, OFF, ("critical", "no_lower_fits"))
         for there in reversed(higher):
             yield Row("observe", here, there, CLIMB, ("backing_off",))
-    for here in names:
-        for there in states:
+    for here in states:
+        for there in names:
             if there != here:
                 yield Row("switch_failed", here, there, ("still_serves",))
+    for here in names:
         for there in reversed(names[: names.index(here)]):
             yield Row("switch_failed", here, there, (), ("backing_off",))
             yield Row("degrade", here, there, (), ("backing_off",))
@@ -283,12 +284,16 @@ class LevelMachine:
         if self.switch is None or ticket != self.switch.ticket or self.settled:
             return
         evidence = self.evidence
-        self._settle(at_s)
         position = self.ladder.index(still_serving)
+        if position == evidence.state:
+            # What failed came after: the level serves.
+            self.switched(ticket, at_s)
+            return
+        self._settle(at_s)
         evidence.serving = position if position >= 0 else None
         if evidence.state >= 0:
             evidence.fail(evidence.state, evidence.changed_at_s)
-            self._trigger("switch_failed")
+        self._trigger("switch_failed")
 
     def died(self, level: str, at_s: float) -> None:
         """The model of ``level`` ended without having been asked to. It backs off."""
@@ -398,9 +403,9 @@ class LevelMachine:
 
     def _remember_wasted(self, trigger: str, before: int, after: int, now: float) -> None:
         evidence = self.evidence
-        if trigger == "observe" and after < before == self._climbed_to:
-            if now - self._served_since < self.policy.wasted_within_s:
-                evidence.wasted[before] += 1
+        undone = trigger == "observe" and after < before == self._climbed_to
+        if undone and now - self._served_since < self.policy.wasted_within_s:
+            evidence.wasted[before] += 1
         self._climbed_to = after if trigger == "observe" and after > before >= 0 else -1
         self._served_since = now
 
@@ -432,10 +437,11 @@ class LevelMachine:
             return False
         new, old = evidence.footprints.of(position), evidence.footprints.of(evidence.serving)
         for need, held, part in zip(new, old, evidence.usage, strict=True):
+            if not need:
+                continue
             if part is None:
-                if need:
-                    return False
-            elif part.other_bytes + max(held, part.own_bytes) + need >= self.policy.critical_at * part.total_bytes:
+                return False
+            if part.other_bytes + max(held, part.own_bytes) + need >= self.policy.critical_at * part.total_bytes:
                 return False
         return True
 
@@ -472,6 +478,9 @@ class LevelMachine:
             return None
         if guard == "backing_off":
             return held
+        if guard == "over_limit":
+            usage = evidence.usage_at(position)
+            return None if usage is None else debounce_s(evidence, usage) - held
         if guard == "rested":
             return evidence.dwell_s(position) - held
         if guard == "fits_below_band":

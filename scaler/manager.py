@@ -277,9 +277,7 @@ class ModelManager:
                 )
             if self._notify_upgrades and decision.source != OFF:
                 return Notice("upgrade", decision.dest, f"{decision.source} makes room for {decision.dest}")
-        elif isinstance(event, SwitchFailed):
-            return Notice("failure", event.level, event.reason)
-        elif isinstance(event, ModelDied):
+        elif isinstance(event, SwitchFailed | ModelDied):
             return Notice("failure", event.level, event.reason)
         return None
 

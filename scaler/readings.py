@@ -108,16 +108,21 @@ class Reading:
     missing: tuple[str, ...] = field(default=())
 
     def usage(self, resource: str) -> Usage | None:
-        """The use of ``ram`` or ``gpu<N>``, split into own and other; ``None`` when any part is missing."""
+        """The use of ``ram`` or ``gpu<N>``, split into own and other; ``None`` when any part is missing or absurd."""
         if resource == RAM:
             memory = self.memory
             if memory is None or self.own_bytes is None:
                 return None
-            used = memory.total_bytes - memory.available_bytes
-            own = min(self.own_bytes, used)
-            return Usage(memory.total_bytes, own, used - own)
+            return _split(memory.total_bytes, memory.total_bytes - memory.available_bytes, self.own_bytes)
         for gpu in self.gpus or ():
             if gpu_resource(gpu.index) == resource and gpu.own_bytes is not None:
-                own = min(gpu.own_bytes, gpu.used_bytes)
-                return Usage(gpu.total_bytes, own, gpu.used_bytes - own)
+                return _split(gpu.total_bytes, gpu.used_bytes, gpu.own_bytes)
         return None
+
+
+def _split(total: int, used: int, own: int) -> Usage | None:
+    # More used than there is can be: a limit was lowered. Less than nothing cannot, and says nothing; nor does NaN.
+    if not (total > 0 and used >= 0 and own >= 0):
+        return None
+    own = min(own, used)
+    return Usage(total, own, used - own)

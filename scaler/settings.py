@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, TypeAdapter, ValidationError, WithJsonSchema
 
@@ -19,11 +19,8 @@ from scaler.documents import JSON_SCHEMA, Document, Fault, Key, Section, dotted,
 from scaler.errors import ConfigError
 from scaler.levels import OFF, RAM, gpu_resource
 from scaler.policy import Policy
+from scaler.tiers import AUTO, Detection, HardwareTierDetector, Tier
 
-if TYPE_CHECKING:
-    from scaler.tiers import Detection, HardwareTierDetector, Tier
-
-AUTO = "auto"
 DEMO = "demo:"
 """A model's path that begins like this names one of the demo ladder's models."""
 
@@ -192,7 +189,7 @@ def load_settings(path: Path | None = None, *, shipped: bool = False) -> Setting
     folder = Path(document.name).absolute().parent
     levels = []
     for position, level in enumerate(settings.ladder):
-        model = _absolute(level.model, folder, ("ladder", position, "model"), faults)
+        model = _model(level.model, folder, ("ladder", position, "model"), faults)
         levels.append(level.model_copy(update={"model": model}))
     journal_path = _absolute(settings.journal.path, folder, ("journal", "path"), faults)
     if faults:
@@ -220,14 +217,19 @@ def _found() -> Path | None:
     return own if own.exists() or own.is_symlink() else None
 
 
+def _model(path: Path, folder: Path, key: Key, faults: list[Fault]) -> Path:
+    """Where a level's model is."""
+    if not str(path).startswith(DEMO):
+        return _absolute(path, folder, key, faults)
+    name = str(path).removeprefix(DEMO)
+    known = [shape.name for shape in SHAPES]
+    if name not in known:
+        faults.append(Fault(key, f"there is no demo model {name!r}; expected one of {', '.join(known)}"))
+    return paths.demo_models() / f"{name}.gguf"
+
+
 def _absolute(path: Path, folder: Path, key: Key, faults: list[Fault]) -> Path:
     """A path as the person wrote it, made independent of where scaler was started."""
-    if str(path).startswith(DEMO):
-        name = str(path).removeprefix(DEMO)
-        known = [shape.name for shape in SHAPES]
-        if name not in known:
-            faults.append(Fault(key, f"there is no demo model {name!r}; expected one of {', '.join(known)}"))
-        return paths.demo_models() / f"{name}.gguf"
     try:
         return folder / path.expanduser()
     except RuntimeError as error:

@@ -284,9 +284,10 @@ class Switcher:
         self._retiring[loaded] = asyncio.create_task(self._drain_and_unload(loaded), name="retire")
 
     async def _finish_retiring(self) -> None:
-        # Shielded: a switch that is overtaken must not leave a model half unloaded.
+        # Waiting, not gathering: a switch that is overtaken must not leave a model half unloaded.
         if self._retiring:
-            await asyncio.shield(asyncio.gather(*self._retiring.values()))
+            for task in (await asyncio.wait(self._retiring.values()))[0]:
+                task.result()
 
     async def _drain_and_unload(self, loaded: _Loaded) -> None:
         try:

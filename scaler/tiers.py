@@ -25,6 +25,9 @@ from scaler.sensors.gpu import GpuSensor
 from scaler.sensors.memory import MemorySensor
 from scaler.sensors.processes import process_tree
 
+AUTO = "auto"
+"""In place of a tier's name: the one that the hardware is in."""
+
 
 class Requirement(Section):
     """What a machine must have, all of it."""
@@ -121,7 +124,7 @@ class HardwareTierDetector:
     def unknown(self, name: str) -> str | None:
         """What is wrong with ``name`` as the name of a tier and what is expected; ``None`` when there is one."""
         names = [tier.name for tier in self.tiers]
-        return None if name in names else f"there is no tier {name!r}; {nearest(name, ['auto', *names])}"
+        return None if name in names else f"there is no tier {name!r}; {nearest(name, [AUTO, *names])}"
 
     def detect(self, hardware: Hardware | None = None) -> Detection:
         """The tier of ``hardware``, or of this machine: the highest rank whose requirements hold.
@@ -188,6 +191,8 @@ def _read(folder: Path) -> list[tuple[Document, TierFile]]:
             file = parse(_TIER_FILE, document.data)
         except ValidationError as error:
             raise document.error(*document.faults(_TIER_FILE, error), *faults) from error
+        if file.name == AUTO:
+            faults.append(Fault(("name",), f"{AUTO!r} means that the hardware decides; expected another name"))
         if file.name in read:
             faults.append(
                 Fault(("name",), f"{file.name!r} is the tier of {read[file.name][0].name} too; expected another name")

@@ -111,7 +111,7 @@ def test_a_changed_table_changes_the_picture(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(diagram, "table", lambda _: rows)
     text = diagram.mermaid(levels("a", "b"), Policy(), "tier")
     assert mermaid_arrows(text) == {("level1", "level2"): "rule 1#58;<br/>a person asks for it"}
-    assert "shake#58; b → a, if not memory stalls ≤ 10 %" in text
+    assert "shake#58; level → lower level, if not memory stalls ≤ 10 %" in text
     assert "shake#58; a → a" in text
 
 

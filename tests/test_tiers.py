@@ -292,6 +292,7 @@ NEW = "name: new\nrank: 50\nrequires: []\n"
         ("name: low_end\nrequires: [{cores: 1}]\n", 2, "requires", "some machines would have no tier"),
         ("name: low_end\nrank: 30\n", 2, "rank", "is the rank of"),
         ("name: mid_range\npolicy: {critical_at: 0.5}\n", 2, "policy.critical_at", "must be above scale_at 0.8"),
+        ("name: auto\nrank: 50\nrequires: []\n", 1, "name", "'auto' means that the hardware decides"),
         (NEW + "name: other\n", 4, "name", "stands here and on line 1"),
     ],
 )

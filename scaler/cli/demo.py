@@ -37,7 +37,8 @@ def _run(args: argparse.Namespace) -> int:
     def say(event: Event) -> None:
         if isinstance(event, DecisionMade):
             decision = event.switch.decision
-            lines.append(f"{time.monotonic() - began:5.1f} s  {decision.source} → {decision.dest}: {decision.reason}")
+            change = f"{decision.source} → {decision.dest}"
+            lines.append(f"{time.monotonic() - began:5.1f} s  {change}: {decision.reason}")
         elif isinstance(event, SwitchDone):
             lines.append(f"{time.monotonic() - began:5.1f} s  {event.level} serves, after {event.took_s:.1f} s")
 
@@ -48,9 +49,9 @@ def _run(args: argparse.Namespace) -> int:
         total = reading.memory.total_bytes
         policy = scaler.policy
         console.print(
-            f"This is the real thing on this machine: llama.cpp, {gib(total)} of RAM, another process that takes memory.\n"
-            f"Only two settings are changed. The limit is {gib(policy.scale_at * total)} instead of 80 %, so that some "
-            f"hundred MiB are enough,\nand the dwell is {DWELL_S:.0f} s instead of five minutes.\n",
+            f"This is the real thing on this machine: llama.cpp, {gib(total)} of RAM, another process that takes "
+            f"memory.\nOnly two settings are changed: the limit is {gib(policy.scale_at * total)} instead of 80 %, so "
+            f"that some hundred MiB are enough,\nand the dwell is {DWELL_S:.0f} s instead of five minutes.\n",
             highlight=False,
         )
         picture = Picture(

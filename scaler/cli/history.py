@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.words import duration
 from scaler.errors import ConfigError
-from scaler.journal import read
+from scaler.journal import JournalError, read
 
 MOST_FILES = 1000
 """How many files of a journal are looked for: as many as the configuration lets there be."""
@@ -38,7 +38,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--last: {args.last} cannot be used; expected 1 or more")
     since = None if args.since is None else _time(args.since, datetime.now(UTC))
     path = args.path or _configured(args.config)
-    events = _joined(read(path, files=MOST_FILES))
+    events = _joined(_records(path))
     if not events:
         _note(f"no journal yet at {path}; `scaler run` writes it")
         return EXIT_OK
@@ -55,6 +55,14 @@ def _configured(config: Path | None) -> Path:
     from scaler.settings import load_settings
 
     return load_settings(config).journal.path
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """What the journal has, oldest first. Raises JournalError, also for a file that is something else."""
+    for record in read(path, files=MOST_FILES):
+        if not isinstance(record, dict) or not {"at", "event"} <= record.keys():
+            raise JournalError(f"{path}: a line is no record of scaler's; expected a journal, give another --path")
+        yield record
 
 
 def _note(text: str) -> None:

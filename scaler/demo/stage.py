@@ -51,7 +51,7 @@ ACTS = (
     Act("it stays like that", 8, "medium"),
     Act("it grows further", 12, "small"),
     Act("it stays like that", 10, "small"),
-    Act("it ends: the room has to stay for the dwell before the climb", 36, None),
+    Act("it ends: the room has to stay for the dwell before the climb", 44, None),
 )
 
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -271,10 +272,9 @@ class _Child:
     async def end(self) -> None:
         """SIGTERM, then SIGKILL; returns when the process is gone and its folder removed."""
         if self.process.returncode is None:
-            try:
+            # It may end between the look and the signal, which is what was wanted.
+            with suppress(ProcessLookupError):
                 self.process.terminate()
-            except ProcessLookupError:
-                pass  # noqa: SIM105  # it ended between the look and the signal, which is what was wanted
             try:
                 async with asyncio.timeout(TERM_GRACE_S):
                     await self.process.wait()

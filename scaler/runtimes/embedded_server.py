@@ -1,9 +1,9 @@
 """The child process of one embedded level: a llama.cpp server, and nothing else.
 
-Run as ``python -m scaler.runtimes.embedded_server``. Its one line on stdin is a JSON object of what to load; its one line
-on stdout says where it listens. It installs no signal handler: the default action of SIGTERM ends it at any moment, where
-a handler in Python was seen to lose a signal that came just before a wait (13 of 60), and closing the server in an orderly
-way hangs while a request is in flight.
+Run as ``python -m scaler.runtimes.embedded_server``. Its one line on stdin is a JSON object of what to load; its
+one line on stdout says where it listens. It installs no signal handler: the default action of SIGTERM ends it at
+any moment, where a handler in Python was seen to lose a signal that came just before a wait (13 of 60), and
+closing the server in an orderly way hangs while a request is in flight.
 """
 
 from __future__ import annotations

@@ -95,12 +95,17 @@ def closed_loop(step: Callable[[dict[str, Any]], str], samples: int) -> float:
     return spent
 
 
+def target_of(controller: Controller) -> Callable[[dict[str, Any]], str]:
+    """The controller as a function from sample to target."""
+    return lambda sample: controller.step(sample)[0]
+
+
 def decisions_in_process() -> list[Figure]:
     """Decisions a second without a pipe."""
     rates = []
     for _ in range(ROUNDS):
         controller = Controller(hello(), Policy())
-        rates.append(20_000 / closed_loop(lambda s, c=controller: c.step(s)[0], 20_000))
+        rates.append(20_000 / closed_loop(target_of(controller), 20_000))
     return [Figure("decisions in process", statistics.median(rates), "a second", 15_000, at_most=False)]
 
 
@@ -147,7 +152,10 @@ def decisions_through_the_pipe() -> list[Figure]:
 
 def importing() -> list[Figure]:
     """`import scaler`, less a bare interpreter, and what it drags in."""
-    code = "import sys, time; t = time.perf_counter(); import scaler; d = time.perf_counter() - t; import json; print(json.dumps([d, sorted(sys.modules)]))"
+    code = (
+        "import json, sys, time; began = time.perf_counter(); import scaler; spent = time.perf_counter() - began; "
+        "print(json.dumps([spent, sorted(sys.modules)]))"
+    )
     deeper = code.replace("import scaler;", "from scaler import ProactiveScaler;")
     figures = []
     for name, source in (("import scaler", code), ("from scaler import ProactiveScaler", deeper)):

@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from scaler.errors import ConfigError, ScalerError
 from scaler.manager import ModelManager
@@ -20,7 +21,8 @@ from tests.end_to_end.conftest import MIB, Machine, Watch
 from tests.end_to_end.test_ladder import settles_at
 
 Running = Callable[..., Any]
-ASK = {"messages": [{"role": "user", "content": "Who are you?"}]}
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Who are you?"}]
+ASK = {"messages": MESSAGES}
 
 
 @pytest.fixture
@@ -58,14 +60,14 @@ def test_the_official_client_chats_whole_and_streamed(serving: Running) -> None:
     with serving() as (url, _, _):
         talk = client(url)
         assert [model.id for model in talk.models.list()] == ["auto"]
-        whole = talk.chat.completions.create(model="auto", messages=ASK["messages"])
+        whole = talk.chat.completions.create(model="auto", messages=MESSAGES)
         assert "small" in (whole.choices[0].message.content or "")
         assert whole.choices[0].finish_reason == "stop"
         assert whole.system_fingerprint == "scaler-small"
         assert whole.usage is not None
         assert whole.usage.completion_tokens > 0
         stream = talk.chat.completions.create(
-            model="auto", messages=ASK["messages"], stream=True, stream_options={"include_usage": True}
+            model="auto", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
         )
         chunks = list(stream)
         text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
@@ -137,7 +139,7 @@ def test_a_client_that_hangs_up_frees_the_model(serving: Running) -> None:
     """Nobody reads it any more, so nobody generates it any more."""
     with serving() as (url, manager, watch):
         stream = client(url).chat.completions.create(
-            model="auto", messages=ASK["messages"], stream=True, extra_body={"ignore_eos": True}
+            model="auto", messages=MESSAGES, stream=True, extra_body={"ignore_eos": True}
         )
         next(iter(stream))
         assert manager.answering == 1

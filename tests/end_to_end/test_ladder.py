@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ LONG = {"ignore_eos": True, "temperature": 0}
 def settles_at(manager: Any, watch: Watch, level: str) -> None:
     def there() -> bool:
         status = manager.scaler.status()
-        return status.serving == level and status.state == level and status.settled
+        return bool(status.serving == level and status.state == level and status.settled)
 
     watch.until(there, f"{level} to serve")
 
@@ -44,7 +45,7 @@ def test_nothing_is_loaded_until_somebody_asks(running: Running) -> None:
 
 def test_a_question_is_answered_by_the_smallest_level_first(running: Running) -> None:
     """The first answer comes as soon as anything can give it."""
-    with running() as (manager, watch):
+    with running() as (manager, _):
         answer = manager.generate_response_sync("Who are you?")
         assert answer.level == "small"
         assert "small" in answer.text
@@ -62,7 +63,7 @@ def test_room_that_stays_for_the_dwell_is_climbed_into(running: Running, machine
         answer = manager.generate_response_sync("Who are you?")
         assert "large" in answer.text
         made = [e.switch.decision for e in watch.events if isinstance(e, DecisionMade)]
-        for before, after in zip(made, made[1:], strict=False):
+        for before, after in pairwise(made):
             assert after.at_s - before.at_s >= 1.0
 
 
@@ -218,7 +219,7 @@ def test_conversations_survive_switches(running: Running, machine: Machine) -> N
 def test_shutdown_leaves_nothing_behind(running: Running) -> None:
     """No process, no thread, no socket of ours survives."""
     before_threads = set(threading.enumerate())
-    with running() as (manager, watch):
+    with running() as (manager, _):
         manager.generate_response_sync("Who are you?")
         children = psutil.Process().children(recursive=True)
         assert children

@@ -277,7 +277,8 @@ from scaler.settings import LevelSettings
 
 resource.setrlimit(resource.RLIMIT_AS, (700 * 1024**2, 700 * 1024**2))
 try:
-    asyncio.run(EmbeddedRuntime().load(LevelSettings(name="large", model=Path(sys.argv[1]), ram_gib=0.9), lambda _: None))
+    level = LevelSettings(name="large", model=Path(sys.argv[1]), ram_gib=0.9)
+    asyncio.run(EmbeddedRuntime().load(level, lambda _: None))
 except LevelUnavailable as error:
     print(error)
 """

@@ -1,0 +1,84 @@
+"""`scaler config`: ok or one message; what applies, and who says so; a schema for editors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from scaler.settings import load_settings, settings_schema
+from scaler.tiers import HardwareTierDetector
+from tests.cli.conftest import Run
+
+NAMES = ("off-ish", "a b: c # d", "1e-3", "~", "null", 'quo"te\\', "größe", "- x")
+
+
+def test_a_good_configuration_is_ok(scaler: Run, own_config: Callable[[str], Path]) -> None:
+    """One word, exit code 0; the shipped one when there is no other."""
+    assert scaler("config", "check").stdout == "ok\n"
+    own_config("tier: low_end\npolicy: {dwell_s: 60}\n")
+    done = scaler("config", "check")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+    assert json.loads(scaler("config", "check", "--json").stdout) == {"ok": True}
+
+
+def test_a_bad_configuration_is_one_message_with_file_and_line(scaler: Run, own_config: Callable[[str], Path]) -> None:
+    """Exit code 2, as text and as JSON; also for figures that only a tier makes wrong."""
+    path = own_config("tier: mid_range\nladder:\n  - name: a\n    model: a.gguf\n    qualty: 1\n")
+    failed = scaler("config", "check")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert f"{path}:5" in failed.stderr
+    assert "quality" in failed.stderr
+    told = scaler("config", "check", "--json")
+    assert told.returncode == 2
+    assert f"{path}:5" in json.loads(told.stdout)["error"]
+    own_config("tier: mid_range\npolicy:\n  critical_at: 0.7\n")
+    failed = scaler("config", "check")
+    assert failed.returncode == 2
+    assert f"{path}:3" in failed.stderr
+    own_config("tier: enormous\n")
+    assert scaler("config", "check").returncode == 2
+
+
+def test_what_it_shows_is_a_configuration_that_means_the_same(
+    scaler: Run, own_config: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Whatever levels are called: nothing is lost or taken for something else."""
+    ladder = [
+        {"name": name, "model": f"{name.replace('/', '_')}.gguf", "ram_gib": position + 0.5, "parallel": 1}
+        for position, name in enumerate(NAMES)
+    ]
+    policy = {"max_level": "1e-3", "footprint_half_life_s": 1e-5}
+    path = own_config(json.dumps({"tier": "mid_range", "ladder": ladder, "policy": policy}))
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(scaler("config", "show").stdout, "utf-8")
+    detector = HardwareTierDetector(tmp_path)
+    tier = detector.tier("mid_range")
+    before, after = load_settings(path), load_settings(shown)
+    assert {key: one.value for key, one in before.decided(tier).items()} == {
+        key: one.value for key, one in after.decided(tier).items()
+    }
+    assert [level.name for level in after.ladder] == list(NAMES)
+    assert after.model_dump(exclude={"policy"}) == {
+        **before.model_dump(exclude={"policy"}),
+        "journal": {**before.model_dump()["journal"], "path": after.journal.path},
+    }
+
+
+def test_it_shows_which_file_decided_each_value(scaler: Run, own_config: Callable[[str], Path]) -> None:
+    """As a comment, and as JSON."""
+    path = own_config("tier: high_end\nqueue: {limit: 3}\npolicy:\n  dwell_s: 60\n")
+    lines = [line.strip() for line in scaler("config", "show").stdout.splitlines()]
+    assert f"limit: 3  # {path}" in lines
+    assert f"dwell_s: 60.0  # {path}" in lines
+    assert any(line.startswith("band: ") and line.endswith("config/tiers/high_end.yaml") for line in lines)
+    assert "wait_s: 30.0  # default" in lines
+    assert any(line.startswith("- name: small  # ") and line.endswith("config/scaler.yaml") for line in lines)
+    told = json.loads(scaler("config", "show", "--json").stdout)
+    assert told["policy.dwell_s"] == {"value": 60.0, "source": str(path)}
+    assert told["queue.wait_s"] == {"value": 30.0, "source": "default"}
+
+
+def test_the_schema_is_the_one_that_is_checked(scaler: Run) -> None:
+    """For an editor, from the same source as the checks."""
+    assert json.loads(scaler("config", "schema").stdout) == settings_schema()
