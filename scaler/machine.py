@@ -147,6 +147,10 @@ def _guard_names(transition: Transition) -> Iterator[str]:
             yield getattr(condition.func, "__name__", str(condition.func))
 
 
+Condition = Callable[..., bool]
+"""A guard bound to its level; `transitions` hands it an event that it has no need of."""
+
+
 class _Model:
     """What `transitions` moves: it adds ``state``, and one method a trigger."""
 
@@ -181,7 +185,11 @@ class LevelMachine:
         self._climbed_to = -1
         self._served_since = NEVER
         self._inputs = 0
-        self._conditions: dict[tuple[str, int], Callable[[EventData], bool]] = {}
+        self._conditions: dict[tuple[str, int], Condition] = {}
+        self._ways: dict[str, list[tuple[list[Condition], list[Condition]]]] = {
+            OFF: [],
+            **{n: [] for n in ladder.names},
+        }
         self._model = _Model()
         states = (OFF, *ladder.names)
         self._machine = Machine(
@@ -198,15 +206,13 @@ class LevelMachine:
         self.evidence.serving = position if position >= 0 else None
 
     def _transition(self, row: Row) -> dict[str, Any]:
-        return {
-            "trigger": row.trigger,
-            "source": row.source,
-            "dest": row.dest,
-            "conditions": [self._condition(name, row) for name in row.when],
-            "unless": [self._condition(name, row) for name in row.unless],
-        }
+        when = [self._condition(name, row) for name in row.when]
+        unless = [self._condition(name, row) for name in row.unless]
+        if row.trigger == "observe":
+            self._ways[row.source].append((when, unless))
+        return {"trigger": row.trigger, "source": row.source, "dest": row.dest, "conditions": when, "unless": unless}
 
-    def _condition(self, name: str, row: Row) -> Callable[[EventData], bool]:
+    def _condition(self, name: str, row: Row) -> Condition:
         """The guard as `transitions` asks it; rows that ask the same share one answer per input."""
         test, evidence, position = GUARDS[name].test, self.evidence, self._subject(name, row)
         known = self._conditions.get((name, position))
@@ -214,7 +220,7 @@ class LevelMachine:
             return known
         asked_at, answer = -1, False
 
-        def holds(_: EventData) -> bool:
+        def holds(_: EventData | None = None) -> bool:
             nonlocal asked_at, answer
             if asked_at != self._inputs:
                 asked_at, answer = self._inputs, test(evidence, position).holds
@@ -265,7 +271,23 @@ class LevelMachine:
             self._forgive()
         elif self.switch is not None and not evidence.settled:
             self._hurry(self.switch)
-        return self._trigger("observe")
+        self._inputs += 1
+        return self._is_open() and bool(self._triggers["observe"]())
+
+    def _is_open(self) -> bool:
+        """Whether any row of `observe` lets through now.
+
+        Asked before `transitions` is, which would ask the same again: most readings change nothing, and to hear
+        that from it took 20 of a decision's 40 µs.
+        """
+        for when, unless in self._ways[self._model.state]:
+            for condition in when:
+                if not condition():
+                    break
+            else:
+                if not any(condition() for condition in unless):
+                    return True
+        return False
 
     def switched(self, ticket: int, at_s: float, took_s: float | None = None) -> None:
         """The switch ``ticket`` is done: its level serves. ``took_s``: how long loading took, to learn from."""

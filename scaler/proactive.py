@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from scaler.assembly import assemble
 from scaler.events import DecisionMade, Hurried, ModelDied, PinChanged, ScalerEvent, SwitchDone, SwitchFailed
 from scaler.guards import GUARDS, explain
 from scaler.journal import Journal, JournalError, record_of
@@ -119,6 +118,8 @@ class ProactiveScaler:
     ) -> None:
         """What is left out comes from the configuration. Raises ConfigError when that is at fault."""
         if ladder is None or policy is None:
+            from scaler.assembly import assemble  # here, because reading a configuration imports 200 ms of schema
+
             parts = assemble()
             ladder, policy, tier = ladder or parts.ladder, policy or parts.policy, tier or parts.tier.tier.name
             monitor = monitor or ResourceMonitor(interval_s=parts.settings.monitor.interval_s)

@@ -232,8 +232,8 @@ def _absolute(path: Path, folder: Path, key: Key, faults: list[Fault]) -> Path:
     """A path as the person wrote it, made independent of where scaler was started."""
     try:
         return folder / path.expanduser()
-    except RuntimeError as error:
-        faults.append(Fault(key, f"{str(path)!r} cannot be used ({error}); expected a path"))
+    except RuntimeError:
+        faults.append(Fault(key, f"{str(path)!r} names no user's home; expected ~/ or a path that has no ~ in front"))
         return path
 
 

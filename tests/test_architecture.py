@@ -14,7 +14,8 @@ PURE = {
     "levels", "policy", "readings", "footprints", "trends", "evidence", "guards", "machine", "events", "performance",
 }  # fmt: skip
 PURE_OUTSIDE = {
-    "__future__", "annotated_types", "collections", "dataclasses", "functools", "itertools", "math", "threading", "transitions",
+    "__future__", "annotated_types", "collections", "dataclasses", "functools", "itertools",
+    "math", "threading", "transitions",
     "typing",
 }  # fmt: skip
 

@@ -60,7 +60,7 @@ def _configured(config: Path | None) -> Path:
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     """What the journal has, oldest first. Raises JournalError, also for a file that is something else."""
     for record in read(path, files=MOST_FILES):
-        if not isinstance(record, dict) or not {"at", "event"} <= record.keys():
+        if not {"at", "event"} <= record.keys():
             raise JournalError(f"{path}: a line is no record of scaler's; expected a journal, give another --path")
         yield record
 

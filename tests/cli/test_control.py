@@ -93,7 +93,7 @@ def test_what_it_cannot_understand_ends_it_with_the_line(scaler: Run) -> None:
 
 def test_a_ladder_that_cannot_be_is_refused(scaler: Run) -> None:
     """As in a configuration: exit code 2."""
-    failed = scaler("control", stdin=told({**HELLO, "levels": HELLO["levels"][:1]}))  # type: ignore[index]
+    failed = scaler("control", stdin=told({**HELLO, "levels": HELLO["levels"][:1]}))
     assert failed.returncode == 2
     assert "no levels" in failed.stderr
 
