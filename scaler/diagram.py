@@ -27,7 +27,6 @@ _RELATIONS: Sequence[tuple[str, Callable[[int, int], bool]]] = (
     ("level → off", lambda here, there: there < 0 <= here),
     ("level → lower level", lambda here, there: 0 <= there < here),
     ("level → higher level", lambda here, there: 0 <= here < there),
-    ("level → other state", lambda here, there: here >= 0 and here != there),
     ("state → other level", lambda here, there: there >= 0 and here != there),
     ("state stays", lambda here, there: here == there),
 )

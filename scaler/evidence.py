@@ -35,6 +35,7 @@ class Evidence:
         self.over_since: list[float | None] = [None] * count
         self.fits_since: list[float | None] = [None] * count
         self.recovers_since: list[float | None] = [None] * count
+        self._recovery_limits = [self.recovery_limit(position) for position in range(count)]
         self.trends = [Trend(policy.trend_window_s) for _ in self.resources]
 
         # What the machine records for the guards
@@ -73,23 +74,33 @@ class Evidence:
 
     def _project(self, now: float, usage: list[Usage | None]) -> None:
         policy = self.policy
-        below_band = policy.scale_at - policy.band
-        for position in range(len(self.ladder)):
+        scale_at, below_band = policy.scale_at, policy.scale_at - policy.band
+        over, fits, recovers = self.over_since, self.fits_since, self.recovers_since
+        for position, recovery_limit in enumerate(self._recovery_limits):
             at_least, complete = 0.0, True
-            for resource, need, part in zip(self.resources, self.footprints.of(position), usage, strict=True):
-                if not _concerns(resource, need):
+            for index, need in enumerate(self.footprints.of(position)):
+                if not (need or index == 0):  # RAM, which is first, concerns every level
                     continue
+                part = usage[index]
                 if part is None:
                     complete = False
-                    continue
-                share = (part.other_bytes + need) / part.total_bytes
-                if share > at_least:
+                elif (share := (part.other_bytes + need) / part.total_bytes) > at_least:
                     at_least = share
             self.at_least[position] = at_least
             self.projected[position] = at_least if complete else None
-            _hold(self.over_since, position, at_least > policy.scale_at, now)
-            _hold(self.fits_since, position, complete and at_least <= below_band, now)
-            _hold(self.recovers_since, position, complete and at_least <= self.recovery_limit(position), now)
+            # Written out: a call for each of these took a fifth of the whole decision.
+            if at_least <= scale_at:
+                over[position] = None
+            elif over[position] is None:
+                over[position] = now
+            if not complete or at_least > below_band:
+                fits[position] = None
+            elif fits[position] is None:
+                fits[position] = now
+            if not complete or at_least > recovery_limit:
+                recovers[position] = None
+            elif recovers[position] is None:
+                recovers[position] = now
 
     def usage_at(self, position: int) -> float | None:
         """Projected usage as far as a change to this level, or staying there, has to know it; None if unknown.
@@ -164,10 +175,3 @@ class Evidence:
 def _concerns(resource: str, need: int) -> bool:
     """Whether a level is judged by a resource: always by RAM, by a GPU's memory only if it takes some."""
     return need > 0 or resource == RAM
-
-
-def _hold(since: list[float | None], position: int, holds: bool, now: float) -> None:
-    if not holds:
-        since[position] = None
-    elif since[position] is None:
-        since[position] = now

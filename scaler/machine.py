@@ -404,7 +404,9 @@ class LevelMachine:
         reasons = [explain(evidence, position, verdict) for position, verdict in verdicts]
         told = {
             "died": f"the model of {row.source} died",
-            "switch_failed": f"{row.source} could not be loaded",
+            "switch_failed": f"{row.source} could not be loaded"
+            if row.source != OFF
+            else f"{row.dest} could not be unloaded",
             "degrade": "a step down was asked for",
             "pin": f"a person pinned {row.dest}",
         }.get(row.trigger)

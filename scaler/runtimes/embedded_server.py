@@ -1,9 +1,9 @@
 """The child process of one embedded level: a llama.cpp server, and nothing else.
 
-Run as ``python -m scaler.runtimes.embedded_server``. Its one line on stdin is a JSON object of what to load; its
-one line on stdout says where it listens. It installs no signal handler: the default action of SIGTERM ends it at
-any moment, where a handler in Python was seen to lose a signal that came just before a wait (13 of 60), and
-closing the server in an orderly way hangs while a request is in flight.
+Run as ``python -m scaler.runtimes.embedded_server``. Its one line on stdin is a JSON object of what to load; its one
+line on stdout says where it listens. It has no signal handler: the default action of SIGTERM ends it at any moment,
+where a handler in Python was seen to lose a signal that came just before a wait (13 of 60), and closing the server in
+an orderly way hangs while a request is in flight.
 """
 
 from __future__ import annotations
@@ -13,24 +13,32 @@ import json
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
+SPARE_THREADS = 4
+"""Threads for HTTP beyond one for each slot: for /health and /tokenize while every slot is busy."""
 
 
 def main() -> None:
     """Load, say where, and serve until killed."""
     wanted: dict[str, Any] = json.loads(sys.stdin.readline())
     die_with_parent(wanted["parent"])
+    # Python's own handler would turn it into the orderly end that hangs.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Nobody reads stdout after our line, and a full pipe blocks: whatever native code prints there goes to stderr.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     # libgomp's threads spin at barriers by default, which is a collapse as soon as anything else runs: 8 requests took
     # 2 s to 33 s from round to round, and a steady 3 s with this. It is read when the library is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import xllamacpp
 
     server = xllamacpp.Server(parameters(xllamacpp, wanted))
-    print(json.dumps({"listening": server.listening_address}), flush=True)
-    while True:
-        signal.pause()
+    with answer:
+        print(json.dumps({"listening": server.listening_address}), file=answer)
+    threading.Event().wait()
 
 
 def die_with_parent(parent: int) -> None:
@@ -39,7 +47,6 @@ def die_with_parent(parent: int) -> None:
     Source: prctl(2), PR_SET_PDEATHSIG. Where there is none, a thread waits for the end of stdin instead.
     """
     if sys.platform != "linux":
-        import threading
 
         def wait_for_the_end() -> None:
             sys.stdin.read()
@@ -61,6 +68,7 @@ def parameters(xllamacpp: Any, wanted: dict[str, Any]) -> Any:
     params.hostnames = [wanted["host"]]
     params.port = wanted["port"]
     params.n_parallel = wanted["parallel"]
+    params.n_threads_http = wanted["parallel"] + SPARE_THREADS
     params.n_ctx = wanted["context_tokens"] * wanted["parallel"]
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = wanted["threads"]
     params.n_gpu_layers = wanted["gpu_layers"]

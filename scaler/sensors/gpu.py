@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 from scaler.errors import SensorFailed
@@ -70,10 +70,10 @@ def _gpu(nvml: Any, index: int, own: Collection[int]) -> Gpu | None:
     """One GPU; ``None`` when it has no memory of its own to report, as where it shares the machine's RAM."""
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     # The first version of this call, because it counts what the driver keeps for itself as used.
-    memory = _if_supported(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    memory = _if_supported(nvml, "nvmlDeviceGetMemoryInfo", handle)
     if memory is None:
         return None
-    load = _if_supported(nvml, nvml.nvmlDeviceGetUtilizationRates, handle)
+    load = _if_supported(nvml, "nvmlDeviceGetUtilizationRates", handle)
     return Gpu(
         index=index,
         name=nvml.nvmlDeviceGetName(handle),
@@ -89,19 +89,19 @@ def _gpu(nvml: Any, index: int, own: Collection[int]) -> Gpu | None:
 def _temperature(nvml: Any, handle: object) -> float | None:
     sensor = nvml.NVML_TEMPERATURE_GPU
     try:
-        celsius = _if_supported(nvml, nvml.nvmlDeviceGetTemperatureV, handle, sensor)
+        celsius = _if_supported(nvml, "nvmlDeviceGetTemperatureV", handle, sensor)
     except nvml.NVMLError_ArgumentVersionMismatch:
         celsius = None
     if celsius is None:
-        # Drivers from before this call have only its deprecated elder.
-        celsius = _if_supported(nvml, nvml.nvmlDeviceGetTemperature, handle, sensor)
+        # Drivers and releases of pynvml from before this call have only its deprecated elder.
+        celsius = _if_supported(nvml, "nvmlDeviceGetTemperature", handle, sensor)
     return None if celsius is None else float(celsius)
 
 
 def _own_bytes(nvml: Any, handle: object, own: Collection[int]) -> int | None:
     if not own:
         return 0
-    queries = (nvml.nvmlDeviceGetComputeRunningProcesses_v3, nvml.nvmlDeviceGetGraphicsRunningProcesses_v3)
+    queries = ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetGraphicsRunningProcesses_v3")
     lists = [listed for query in queries if (listed := _if_supported(nvml, query, handle)) is not None]
     if not lists:
         return None
@@ -115,9 +115,12 @@ def _own_bytes(nvml: Any, handle: object, own: Collection[int]) -> int | None:
     return None if None in held.values() else sum(held.values())
 
 
-def _if_supported(nvml: Any, query: Callable[..., Any], *arguments: object) -> Any:
-    """What ``query`` answers; ``None`` where this GPU, its MIG mode, its driver or our rights do not allow it."""
+def _if_supported(nvml: Any, query: str, *arguments: object) -> Any:
+    """What NVML's ``query`` answers; ``None`` where the GPU, its MIG mode, its driver or our rights do not allow it."""
+    # An older release of pynvml may lack a call that the driver has, or the other way round.
+    if not hasattr(nvml, query):
+        return None
     try:
-        return query(*arguments)
+        return getattr(nvml, query)(*arguments)
     except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
         return None

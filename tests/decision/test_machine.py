@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -91,28 +92,26 @@ def test_exactly_at_the_band_is_room_enough_and_exactly_at_scale_at_is_not_over(
 
 
 def test_a_gradual_rise_of_free_memory_ends_in_one_upgrade_a_dwell_after_the_room_came() -> None:
-    """A program that gives its memory back slowly does not make the ladder climb rung by rung."""
-    drive = Driver(initial="small")
-    fits_s = None
+    """A program that gives its memory back slowly makes one switch, and not before the last of it has stayed."""
+    drive = Driver(Ladder([LADDER[0], LADDER[2]]), initial="small")
+    came_s = None
     for second in range(2000):
         other_gib = max(4.0, 18 - second * 0.05)
         drive.read(other_gib)
-        if fits_s is None and other_gib + 12 <= 0.77 * TOTAL_GIB:
-            fits_s = drive.now_s
-    assert fits_s is not None
-    # Medium had fitted for its dwell before large did.
-    assert drive.moves == [("observe", "small", "medium"), ("observe", "medium", "large")]
-    changes = [switch.decision.at_s for switch in drive.switches]
-    assert changes[1] == max(fits_s, changes[0]) + 300
+        if came_s is None and other_gib + 12 <= 0.77 * TOTAL_GIB:
+            came_s = drive.now_s
+    assert came_s is not None
+    assert [(s.dest, s.decision.at_s) for s in drive.switches] == [("large", came_s + 300)]
 
 
-def test_when_all_the_room_comes_within_a_dwell_one_upgrade_takes_it() -> None:
-    """The dwell of the larger level ends no later than it began."""
+def test_on_a_longer_ladder_the_second_climb_waits_for_a_dwell_of_its_own() -> None:
+    """However quickly the room came: each change is watched before the next."""
     drive = Driver(initial="small")
     drive.read(18, 100)
     for second in range(1000):
         drive.read(max(4.0, 18 - second))
-    assert [move[1:] for move in drive.moves] == [("small", "medium"), ("medium", "large")]
+    assert [s.dest for s in drive.switches] == ["medium", "large"]
+    assert drive.switches[1].decision.at_s - drive.switches[0].decision.at_s == 300
 
 
 def test_a_forecast_of_growth_keeps_a_level_that_fits_now_from_being_climbed_to() -> None:
@@ -120,13 +119,12 @@ def test_a_forecast_of_growth_keeps_a_level_that_fits_now_from_being_climbed_to(
     steady, growing = Driver(initial="medium"), Driver(initial="medium")
     for second in range(301):
         steady.read(6.2)
-        growing.read(6.2 - (300 - second) * 0.02)
+        growing.read(max(0.2, 6.2 - (300 - second) * 0.12))
     assert steady.state == "large"
     assert growing.state == "medium"
     assert growing.machine.evidence.projected[2] == pytest.approx(steady.machine.evidence.projected[2])
-    assert any("will be at most" in sentence for sentence in growing.outlook("large").lacking) or growing.read(
-        6.2 + 0.02
-    ) is None
+    (lacking,) = growing.outlook("large").lacking
+    assert re.fullmatch(r"usage at large will be at most 8\d\.\d % of 24 GiB in 10 s; the limit is 80 %", lacking)
 
 
 def test_memory_stalls_keep_the_level_where_it_is() -> None:
@@ -319,15 +317,15 @@ def test_readings_that_are_missing_absurd_or_out_of_order_change_nothing() -> No
 def test_a_gap_in_the_readings_breaks_the_evidence_for_an_upgrade() -> None:
     """Nobody knows what happened meanwhile."""
     watched, gapped = Driver(initial="small"), Driver(initial="small")
-    for drive, gap_s in ((watched, 10.0), (gapped, 10.1)):
+    for drive, gap_s in ((watched, 10.0), (gapped, 10.5)):
         drive.read(4, 200)
         drive.now_s += gap_s - 1
-        drive.read(4, 91.5)
+        drive.read(4, 92)
     assert watched.state == "large"
     assert gapped.state == "small"
     gapped.read(4, 208)
     assert gapped.state == "small"
-    gapped.read(4, 2)
+    gapped.read(4)
     assert gapped.state == "large"
 
 
@@ -370,7 +368,8 @@ def test_a_failed_climb_returns_to_what_still_serves() -> None:
     drive.fail("small")
     assert (drive.state, drive.machine.serving, drive.machine.settled) == ("small", "small", True)
     assert drive.moves[-1] == ("switch_failed", "large", "small")
-    assert drive.switches[-1].decision.reasons == ("large could not be loaded", "small still serves")
+    decision = drive.switches[-1].decision
+    assert (decision.reason, decision.reasons) == ("large could not be loaded", ("small still serves",))
 
 
 def test_a_failed_climb_with_nothing_left_serving_tries_the_next_lower_levels_then_off() -> None:
@@ -439,7 +438,7 @@ def test_a_model_that_dies_makes_the_state_off_and_the_next_that_may_be_loaded_f
     drive.machine.died("large", drive.now_s)
     drive.effects()
     assert drive.moves == [("died", "large", OFF)]
-    assert drive.switches[-1].decision.reasons == ("the model of large died",)
+    assert drive.switches[-1].decision.reason == "the model of large died"
     died_s = drive.now_s
     drive.read(4, 30, until=lambda: drive.state != OFF)
     assert (drive.state, drive.now_s - died_s) == ("small", 1)
@@ -492,6 +491,7 @@ def test_a_failed_unload_returns_to_the_level_that_still_serves() -> None:
     assert drive.state == OFF
     drive.fail("small")
     assert (drive.state, drive.machine.serving) == ("small", "small")
+    assert drive.switches[-1].decision.reason == "small could not be unloaded"
     assert drive.machine.evidence.failures == [0, 0, 0]
 
 
@@ -638,7 +638,7 @@ def test_a_step_down_that_is_asked_for_goes_one_level_and_not_below_the_smallest
     drive.effects()
     assert drive.machine.degrade(drive.now_s) is False
     assert drive.moves == [("degrade", "large", "medium"), ("degrade", "medium", "small")]
-    assert drive.switches[0].decision.reasons == ("a step down was asked for",)
+    assert drive.switches[0].decision.reason == "a step down was asked for"
     degraded_s = drive.now_s
     drive.read(4, 1000, until=lambda: drive.state != "small")
     assert drive.now_s - degraded_s == 300
@@ -688,12 +688,11 @@ def wasted_climb(drive: Driver) -> float:
 
 def test_wasted_upgrades_double_the_dwell_up_to_the_bound() -> None:
     """A machine whose load comes and goes is climbed on less and less often."""
-    drive = Driver(initial="small", max_level="large")
+    drive = Driver(initial="small")
     drive.read(14)
-    waited = [wasted_climb(drive) for _ in range(5)]
-    # Medium becomes free while large still waits for longer: it is pinned out of the way below.
-    assert waited[0] == 301
-    assert drive.machine.evidence.dwell_s(2) == 1800
+    for expected_s in (600, 1200, 1800, 1800):
+        wasted_climb(drive)
+        assert drive.machine.evidence.dwell_s(2) == expected_s
     assert drive.machine.evidence.dwell_s(1) == 300
 
 
@@ -790,7 +789,7 @@ def test_the_drain_limits_are_the_policys_and_a_tenth_of_them_when_critical_and_
 def test_usage_that_turns_critical_during_a_switch_shrinks_its_limits_once() -> None:
     """The effects are told when there is something to tell."""
     drive = Driver(initial="large", answer=never)
-    drive.read(8, 4)
+    drive.read(8, 5)
     switch = drive.switches[-1]
     assert (drive.state, switch.drain_s) == ("medium", 20.0)
     drive.read(8, 5)
@@ -830,8 +829,8 @@ def test_a_full_gpu_is_nothing_to_a_level_that_takes_none_of_it() -> None:
 
 def test_a_level_without_the_gpu_is_loaded_beside_whatever_fills_the_gpu() -> None:
     """Stepping down to RAM needs no room on the card."""
-    drive = Driver(GPU_LADDER, initial="large")
-    drive.read_gpu(4, 5.9, 10)
+    drive = Driver(GPU_LADDER, initial="medium")
+    drive.read_gpu(4, 11.9, 10)
     assert [(s.dest, s.beside) for s in drive.switches] == [("small", True)]
 
 

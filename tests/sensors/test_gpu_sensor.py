@@ -117,6 +117,15 @@ def test_an_older_driver_tells_the_temperature_the_older_way(nvml: FakeNvml) -> 
     assert gpus[0].temperature_c == 55.0
 
 
+def test_an_older_pynvml_tells_the_temperature_the_older_way(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older release does not know the newer call."""
+    nvml.gpu("NVIDIA A", 24 * GIB, 10 * GIB, celsius=55)
+    monkeypatch.delattr(pynvml, "nvmlDeviceGetTemperatureV")
+    gpus = GpuSensor(Tree()).read()
+    assert gpus is not None
+    assert gpus[0].temperature_c == 55.0
+
+
 def test_a_gpu_without_memory_of_its_own_is_left_out(nvml: FakeNvml) -> None:
     """A chip that shares the machine's RAM is no resource beside it; the other keeps its number."""
     nvml.gpu("NVIDIA shared", GIB, GIB)
