@@ -140,11 +140,13 @@ def test_real_memory_pressure_from_another_process_is_answered_by_a_step_down(
         daemon.wait_for("large serves now")
         with Hog(700 * mib) as hog:
             hog.hold(700 * mib)
-            line = daemon.wait_for("large →")
-            assert "→ medium" in line
+            # Which smaller level it is depends on what else this machine does meanwhile.
+            line = daemon.wait_for("large → ")
             assert "the limit is" in line
-            daemon.wait_for("medium serves now")
-            assert "medium" in daemon.ask("chat", "Who are you?").stdout
+            smaller = line.split("→ ")[1].split(":")[0]
+            assert smaller in ("medium", "small")
+            daemon.wait_for(f"{smaller} serves now")
+            assert "large" not in daemon.ask("chat", "Who are you?").stdout
         daemon.wait_for("large serves now")
     finally:
         daemon.process.send_signal(signal.SIGTERM)
