@@ -7,7 +7,7 @@ the machine writes it.
 from __future__ import annotations
 
 from scaler.footprints import Footprints
-from scaler.levels import RAM, Ladder
+from scaler.levels import Ladder
 from scaler.policy import Policy
 from scaler.readings import Reading, Usage
 from scaler.trends import Trend
@@ -35,6 +35,7 @@ class Evidence:
         self.over_since: list[float | None] = [None] * count
         self.fits_since: list[float | None] = [None] * count
         self.recovers_since: list[float | None] = [None] * count
+        self._below_band = policy.scale_at - policy.band
         self._recovery_limits = [self.recovery_limit(position) for position in range(count)]
         self.trends = [Trend(policy.trend_window_s) for _ in self.resources]
 
@@ -62,24 +63,24 @@ class Evidence:
             self._break()
         self.now_s, self.reading, self.usage = now, reading, usage
         # A reading that was begun before the switch was over may count two models.
-        if self.settled and self.state >= 0 and now >= self.changed_at_s:
-            self.footprints.learn(self.state, [None if part is None else part.own_bytes for part in usage], now)
-        for trend, part in zip(self.trends, usage, strict=True):
+        learns = self.settled and self.state >= 0 and now >= self.changed_at_s
+        for index, part in enumerate(usage):
             if part is None:
-                trend.clear()
+                self.trends[index].clear()
             else:
-                trend.add(now, part.other_bytes / part.total_bytes)
+                if learns:
+                    self.footprints.learn(self.state, index, part.own_bytes, now)
+                self.trends[index].add(now, part.other_bytes / part.total_bytes)
         self._project(now, usage)
         return True
 
     def _project(self, now: float, usage: list[Usage | None]) -> None:
-        policy = self.policy
-        scale_at, below_band = policy.scale_at, policy.scale_at - policy.band
+        scale_at, below_band = self.policy.scale_at, self._below_band
         over, fits, recovers = self.over_since, self.fits_since, self.recovers_since
         for position, recovery_limit in enumerate(self._recovery_limits):
             at_least, complete = 0.0, True
             for index, need in enumerate(self.footprints.of(position)):
-                if not (need or index == 0):  # RAM, which is first, concerns every level
+                if not _concerns(index, need):
                     continue
                 part = usage[index]
                 if part is None:
@@ -144,24 +145,26 @@ class Evidence:
         Of the resource where this is the highest: what is expected to be tightest need not be the most doubtful.
         """
         highest: float | None = None
-        for resource, need, part, trend in zip(
-            self.resources, self.footprints.of(position), self.usage, self.trends, strict=True
-        ):
-            if not _concerns(resource, need):
+        needs, at_s = self.footprints.of(position), self.now_s + horizon_s
+        for index, trend in enumerate(self.trends):
+            if not _concerns(index, needs[index]):
                 continue
-            other = trend.forecast(self.now_s + horizon_s)
+            part, other = self.usage[index], trend.forecast(at_s)
             if part is None or other is None:
                 return None
-            here = other.mean + need / part.total_bytes + sigmas * other.sigma
+            here = other.mean + needs[index] / part.total_bytes + sigmas * other.sigma
             if highest is None or here > highest:
                 highest = here
         return highest
 
     def tightest(self, position: int) -> int:
         """Which resource, by its index in ``resources``, is tightest at a level."""
+        needs = self.footprints.of(position)
         shares = [
-            (part.other_bytes + need) / part.total_bytes if part is not None and _concerns(resource, need) else 0.0
-            for resource, need, part in zip(self.resources, self.footprints.of(position), self.usage, strict=True)
+            (part.other_bytes + needs[index]) / part.total_bytes
+            if part is not None and _concerns(index, needs[index])
+            else 0.0
+            for index, part in enumerate(self.usage)
         ]
         return max(range(len(shares)), key=shares.__getitem__)
 
@@ -172,6 +175,6 @@ class Evidence:
         self.backoff_until_s[position] = now_s + pause
 
 
-def _concerns(resource: str, need: int) -> bool:
-    """Whether a level is judged by a resource: always by RAM, by a GPU's memory only if it takes some."""
-    return need > 0 or resource == RAM
+def _concerns(resource: int, need: int) -> bool:
+    """Whether a level is judged by a resource: always by RAM, which is the first, by another only if it takes some."""
+    return need > 0 or resource == 0

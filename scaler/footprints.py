@@ -21,33 +21,27 @@ class Footprints:
         """``half_life_s``: after so many seconds at a lower use, half of the excess is forgotten."""
         self.resources = tuple(dict.fromkeys((RAM, *(r for level in ladder for r in level.footprint))))
         self._own = [[level.footprint.get(resource, 0) for resource in self.resources] for level in ladder]
-        self._seen_at: list[float | None] = [None] * len(ladder)
+        self._seen_at: list[list[float | None]] = [[None] * len(self.resources) for _ in ladder]
         self._half_life_s = half_life_s
         self._raise_to_ascending()
 
-    def learn(self, position: int, own_bytes: list[int | None], at_s: float) -> None:
-        """Take in what the level at ``position`` was seen to hold of each resource, settled, at ``at_s``."""
-        known = self._own[position]
-        before = self._seen_at[position]
-        changed = False
-        for index, seen in enumerate(own_bytes):
-            # A level that serves takes something: 0 means that nobody could look, or that it has only just ended.
-            if not seen or seen == known[index]:
-                continue
-            if before is None or seen > known[index]:
-                known[index] = seen
-            else:
-                kept = 0.5 ** ((at_s - before) / self._half_life_s)
-                known[index] = seen + int((known[index] - seen) * kept)
-            changed = True
-        if any(own_bytes):
-            self._seen_at[position] = at_s
-        if changed:
-            self._raise_to_ascending()
+    def learn(self, position: int, resource: int, seen: int, at_s: float) -> None:
+        """Take in that the level was seen, settled, to hold ``seen`` bytes of ``resources[resource]`` at ``at_s``.
 
-    def is_learned(self, position: int) -> bool:
-        """Whether the level was ever seen serving."""
-        return self._seen_at[position] is not None
+        A level that serves takes something: 0 means that nobody could look, and teaches nothing.
+        """
+        known, before = self._own[position][resource], self._seen_at[position][resource]
+        if not seen:
+            return
+        self._seen_at[position][resource] = at_s
+        if seen == known:
+            return
+        if before is None or seen > known:
+            self._own[position][resource] = seen
+        else:
+            kept = 0.5 ** ((at_s - before) / self._half_life_s)
+            self._own[position][resource] = seen + int((known - seen) * kept)
+        self._raise_to_ascending()
 
     def of(self, position: int) -> list[int]:
         """Bytes of each of ``resources`` that the level takes."""

@@ -23,6 +23,10 @@ class Verdict(NamedTuple):
     words: str
     """The sentence; `explain` fills in what stands in braces. Names go there only, since a name may have braces."""
     extra: float | None = None
+    asked: float | None = None
+
+
+HELD = "usage at {level} would be {measured} of {total}, at most {limit} for {extra:.0f} s of the {asked:.0f} s asked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +165,8 @@ def fits_below_band(evidence: Evidence, position: int) -> Verdict:
         return Verdict(
             False, usage, limit, "usage at {level} would be {measured} of {total}; to climb it must be at most {limit}"
         )
-    held = evidence.now_s - since
-    return Verdict(
-        held >= evidence.dwell_s(position),
-        usage,
-        limit,
-        "usage at {level} would be {measured} of {total}, at most {limit} for {extra:.0f} s "
-        f"of the {evidence.dwell_s(position):.0f} s asked",
-        held,
-    )
+    held, asked = evidence.now_s - since, evidence.dwell_s(position)
+    return Verdict(held >= asked, usage, limit, HELD, held, asked)
 
 
 def forecast_fits(evidence: Evidence, position: int) -> Verdict:
@@ -199,9 +196,9 @@ def recovers(evidence: Evidence, position: int) -> Verdict:
         since is not None and held >= asked,
         usage,
         evidence.recovery_limit(position),
-        f"usage at {{level}} would be {{measured}} of {{total}}, at most {{limit}} for {{extra:.0f}} s "
-        f"of the {asked:.0f} s asked",
+        HELD if asked else "usage at {level} would be {measured} of {total}; to be loaded it must be at most {limit}",
         held,
+        asked,
     )
 
 
@@ -239,8 +236,9 @@ def rested(evidence: Evidence, position: int) -> Verdict:
         since >= dwell,
         None,
         None,
-        f"the last change was {{extra:.0f}} s ago; {dwell:.0f} s are asked" if since < 1e9 else "nothing changed yet",
+        "the last change was {extra:.0f} s ago; {asked:.0f} s are asked" if since < 1e9 else "nothing changed yet",
         since,
+        dwell,
     )
 
 
@@ -321,6 +319,7 @@ def explain(evidence: Evidence, position: int, verdict: Verdict) -> str:
         limit=_percent(verdict.limit),
         total=total,
         extra=verdict.extra if verdict.extra is not None else 0.0,
+        asked=verdict.asked if verdict.asked is not None else 0.0,
     )
 
 

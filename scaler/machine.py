@@ -186,9 +186,8 @@ class LevelMachine:
         self._served_since = NEVER
         self._inputs = 0
         self._conditions: dict[tuple[str, int], Condition] = {}
-        self._ways: dict[str, list[tuple[list[Condition], list[Condition]]]] = {
-            OFF: [],
-            **{n: [] for n in ladder.names},
+        self._ways: dict[str, dict[Condition, list[tuple[list[Condition], list[Condition]]]]] = {
+            name: {} for name in (OFF, *ladder.names)
         }
         self._model = _Model()
         states = (OFF, *ladder.names)
@@ -209,7 +208,7 @@ class LevelMachine:
         when = [self._condition(name, row) for name in row.when]
         unless = [self._condition(name, row) for name in row.unless]
         if row.trigger == "observe":
-            self._ways[row.source].append((when, unless))
+            self._ways[row.source].setdefault(when[0], []).append((when[1:], unless))
         return {"trigger": row.trigger, "source": row.source, "dest": row.dest, "conditions": when, "unless": unless}
 
     def _condition(self, name: str, row: Row) -> Condition:
@@ -278,15 +277,18 @@ class LevelMachine:
         """Whether any row of `observe` lets through now.
 
         Asked before `transitions` is, which would ask the same again: most readings change nothing, and to hear
-        that from it took 20 of a decision's 40 µs.
+        that from it took 20 of a decision's 40 µs. Rows that begin with the same guard fall with it.
         """
-        for when, unless in self._ways[self._model.state]:
-            for condition in when:
-                if not condition():
-                    break
-            else:
-                if not any(condition() for condition in unless):
-                    return True
+        for first, rows in self._ways[self._model.state].items():
+            if not first():
+                continue
+            for when, unless in rows:
+                for condition in when:
+                    if not condition():
+                        break
+                else:
+                    if not any(condition() for condition in unless):
+                        return True
         return False
 
     def switched(self, ticket: int, at_s: float, took_s: float | None = None) -> None:
@@ -300,6 +302,11 @@ class LevelMachine:
         if took_s is not None and evidence.state >= 0:
             evidence.load_s[evidence.state] = took_s
         self._trigger("switched")
+
+    def serves(self, level: str) -> None:
+        """Say which level answers while a switch goes on: the target of one that was overtaken may have come up."""
+        position = self.ladder.index(level)
+        self.evidence.serving = position if position >= 0 else None
 
     def switch_failed(self, ticket: int, still_serving: str, at_s: float) -> None:
         """The switch ``ticket`` failed; ``still_serving`` answers, or ``off``. Its level backs off."""

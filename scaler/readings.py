@@ -1,7 +1,8 @@
 """What the sensors saw: one :class:`Reading` is one sample of the machine.
 
 Data only. What a machine lacks, or what could not be read, is ``None`` and never 0. Ratios are 0..1
-(a CPU ratio is of all cores together), sizes are bytes, rates are per second.
+(a CPU ratio is of all cores together), sizes are bytes, rates are per second. Nobody changes a reading; those parts
+that every decision makes anew are not frozen all the same, because that took a tenth of a decision's time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from scaler.levels import RAM, gpu_resource
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Memory:
     """RAM as far as this process may use it: ``limited_by`` says whether machine or cgroup sets it."""
 
@@ -78,7 +79,7 @@ class Power:
     battery_ratio: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Usage:
     """One resource split into our model's part and everyone else's: used = own + other, in bytes."""
 
@@ -87,7 +88,7 @@ class Usage:
     other_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reading:
     """One sample of the machine.
 

@@ -67,8 +67,8 @@ class Trend:
         self._ty += sign * t * y
         self._yy += sign * y * y
 
-    def _line(self) -> tuple[float, float, float, float, float] | None:
-        """(mean time, mean value, slope, residual variance, spread of the times), or None without a line."""
+    def _line(self) -> tuple[float, float, float, float] | None:
+        """(mean time, slope, residual variance, spread of the times), or None without a line."""
         n = self._n
         if n < self.MINIMUM:
             return None
@@ -78,14 +78,14 @@ class Trend:
             return None
         covariance = self._ty - n * mean_t * mean_y
         slope = covariance / spread
-        residual = max(0.0, self._yy - n * mean_y * mean_y - slope * covariance) / (n - 2)
-        return self._t0 + mean_t, self._y0 + mean_y, slope, residual, spread
+        residual = (self._yy - n * mean_y * mean_y - slope * covariance) / (n - 2)
+        return self._t0 + mean_t, slope, residual if residual > 0 else 0.0, spread
 
     @property
     def slope_per_s(self) -> float | None:
         """Change a second, or None while there is no line."""
         line = self._line()
-        return None if line is None else line[2]
+        return None if line is None else line[1]
 
     @property
     def span_s(self) -> float:
@@ -103,10 +103,11 @@ class Trend:
         line = self._line()
         if line is None:
             return None
-        mean_t, _, slope, residual, spread = line
+        mean_t, slope, residual, spread = line
         last_t, last_y = self._samples[-1]
-        sigma = math.sqrt(residual * (1.0 + 1.0 / self._n + (at_s - mean_t) ** 2 / spread))
-        return Forecast(last_y + slope * max(0.0, at_s - last_t), sigma)
+        ahead, from_mean = at_s - last_t, at_s - mean_t
+        sigma = math.sqrt(residual * (1.0 + 1.0 / self._n + from_mean * from_mean / spread))
+        return Forecast(last_y + slope * ahead if ahead > 0 else last_y, sigma)
 
     def reaches_in_s(self, limit: float) -> float | None:
         """Seconds until the line reaches ``limit`` from below: 0 when it is there, None when it never will."""

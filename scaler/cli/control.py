@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 
 from scaler import paths
 from scaler.cli import EXIT_OK, Command
-from scaler.errors import ScalerError
 
 TIER = "mid_range"
 """Whose thresholds hold when nobody names a tier: as shipped, so that every machine answers the same."""
@@ -25,11 +25,9 @@ def _run(args: argparse.Namespace) -> int:
 
     detector = HardwareTierDetector(None if args.tier else paths.shipped_config() / "tiers")
     policy = detector.tier(args.tier or TIER).policy
-    sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # JSON is UTF-8 whatever the locale says
-    try:
-        converse(sys.stdin, sys.stdout, policy)
-    except UnicodeDecodeError as error:
-        raise ScalerError(f"stdin: not UTF-8 ({error.reason}); expected JSON lines in UTF-8") from error
+    # What was imported stays; collecting it again and again would only hold answers up.
+    gc.freeze()
+    converse(sys.stdin.buffer, sys.stdout.buffer, policy)
     return EXIT_OK
 
 

@@ -74,10 +74,12 @@ def make_demo_models(folder: Path, progress: Callable[[str, float], None]) -> li
     models = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        missing = [shape for shape in SHAPES if not _is_current(folder / f"{shape.name}.gguf")]
+        _check_room(folder, missing)
         for shape in SHAPES:
             path = folder / f"{shape.name}.gguf"
             progress(shape.name, 0.0)
-            if not _is_current(path):
+            if shape in missing:
                 _write(path, shape)
             progress(shape.name, 1.0)
             models.append(DemoModel(shape.name, path, " ".join(_sentence(shape.name))))
@@ -94,14 +96,19 @@ def _is_current(path: Path) -> bool:
         return False
 
 
-def _write(path: Path, shape: Shape) -> None:
-    need = _bytes(shape) + FREE_BYTES
-    free = shutil.disk_usage(path.parent).free
+def _check_room(folder: Path, shapes: Sequence[Shape]) -> None:
+    if not shapes:
+        return
+    need = sum(_bytes(shape) for shape in shapes) + FREE_BYTES
+    free = shutil.disk_usage(folder).free
     if free < need:
         raise ScalerError(
-            f"{path.parent}: {free / 1e6:.0f} MB are free, {shape.name}.gguf needs {need / 1e6:.0f} MB; "
-            "make room or choose another folder with --folder"
+            f"{folder}: {free / 1e6:.0f} MB are free, {', '.join(shape.name for shape in shapes)} need "
+            f"{need / 1e6:.0f} MB; make room or choose another folder with --folder"
         )
+
+
+def _write(path: Path, shape: Shape) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         _write_gguf(part, shape)
@@ -195,14 +202,14 @@ def _tensors(shape: Shape, vocabulary: Sequence[str]) -> Iterator[tuple[str, NDA
     output = random(size, width, scale=0.01)
     output[:, 0] = -5.0
     sentence = [vocabulary.index("\u2581" + word) for word in _sentence(shape.name)]
-    # The template ends with a line feed, which is a byte token; whatever else comes before starts the sentence, too.
+    # The template ends with a line feed, which is a byte token, so that is what the sentence follows.
     before = vocabulary.index("<0x0A>")
     for token in [*sentence, END]:
         output[token, 1:] += 40.0 * directions[before]
         before = token
+    # After any other token, too, the first word is the likeliest.
     output[sentence[0], 0] = 5.0
-    # A byte of the sentence's own that is never followed by anything else: the end is followed by its beginning, so
-    # that an answer that may not end says the sentence again and again.
+    # The end is followed by the beginning: an answer that may not end says the sentence again and again.
     output[sentence[0], 1:] += 40.0 * directions[END]
 
     yield "token_embd.weight", embedding.astype(np.float16)

@@ -119,6 +119,8 @@ class EmbeddedModel:
         # streams took them all, and /health and /tokenize were not answered until one ended. So requests wait here.
         self._slots = asyncio.Semaphore(settings.parallel)
         self._calls = asyncio.Semaphore(SPARE_THREADS - 1)
+        self._answers: set[aiohttp.ClientResponse] = set()
+        self._unloaded = False
 
     @property
     def name(self) -> str:
@@ -138,17 +140,21 @@ class EmbeddedModel:
                     if response.status != 200:
                         raise await self._refusal(response)
                     what = "the model ended in the middle of the answer"
-                    async for line in response.content:
-                        # Everything else is a comment that keeps the connection awake, or the end of an event.
-                        if not line.startswith(b"data:"):
-                            continue
-                        data = line.removeprefix(b"data:").strip()
-                        if data == b"[DONE]":
-                            return
-                        chunk = json.loads(data)
-                        if "error" in chunk:
-                            raise self._refused(chunk["error"].get("code", 500), chunk)
-                        yield chunk
+                    self._answers.add(response)
+                    try:
+                        async for line in response.content:
+                            # Other lines are comments that keep the connection awake, or end an event.
+                            if not line.startswith(b"data:"):
+                                continue
+                            data = line.removeprefix(b"data:").strip()
+                            if data == b"[DONE]":
+                                return
+                            chunk = json.loads(data)
+                            if "error" in chunk:
+                                raise self._refused(chunk["error"].get("code", 500), chunk)
+                            yield chunk
+                    finally:
+                        self._answers.discard(response)
             except (aiohttp.ClientError, ConnectionError, ValueError) as error:
                 raise await self._broken(what, error) from error
         raise await self._broken(what, None)
@@ -191,7 +197,7 @@ class EmbeddedModel:
     async def _broken(self, what: str, error: Exception | None) -> LevelUnavailable:
         """What to raise when the connection broke: its process ends a moment later, and that tells the cause."""
         cause = "the stream ended early" if error is None else str(error) or type(error).__name__
-        if self._child.asked_to_end:
+        if self._unloaded:
             cause = "it was unloaded"
         else:
             with contextlib.suppress(TimeoutError):
@@ -200,14 +206,14 @@ class EmbeddedModel:
         return LevelUnavailable(f"{self._where}: {what}: {cause}")
 
     def _check_open(self) -> None:
-        if self._session.closed:
+        if self._unloaded:
             raise LevelUnavailable(f"{self._where}: the model does not answer: it was unloaded")
 
     async def health(self) -> bool:
         """Whether the server says that it can take a request."""
         import aiohttp
 
-        if self._session.closed:
+        if self._unloaded:
             return False
         try:
             async with self._session.get(f"{self._base}/health", timeout=aiohttp.ClientTimeout(HEALTH_S)) as response:
@@ -221,7 +227,11 @@ class EmbeddedModel:
 
     async def unload(self) -> None:
         """End the child; its memory is back when this returns."""
+        self._unloaded = True
         try:
+            # The session alone would not tell their readers: one that waits would wait for ever.
+            for answer in tuple(self._answers):
+                answer.close()
             await self._session.close()
         finally:
             await self._end(self._child)

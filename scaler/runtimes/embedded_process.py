@@ -38,7 +38,7 @@ class EmbeddedProcess:
     def __init__(self, settings: LevelSettings, process: asyncio.subprocess.Process, folder: str | None) -> None:
         self._settings, self._process, self._folder = settings, process, folder
         self._words = LastWords()
-        self.asked_to_end = False
+        self._asked_to_end = False
         self._listener = asyncio.create_task(self._listen(), name=f"stderr of {settings.name}")
 
     @classmethod
@@ -92,7 +92,7 @@ class EmbeddedProcess:
                 with contextlib.suppress(psutil.Error):
                     held = psutil.Process(self._process.pid).memory_info().rss
                     # Not 1: that is for the caller to tell, when it can answer.
-                    told = max(told, min(0.99, held / weights_bytes))
+                    told = max(told, min(0.99, held / max(1, weights_bytes)))
                 progress(told)
             line = answer.result()
         finally:
@@ -105,13 +105,13 @@ class EmbeddedProcess:
     async def died(self) -> str:
         """Wait until it ends without having been asked to; return why. Never returns for one that was asked."""
         await self._process.wait()
-        if self.asked_to_end:
+        if self._asked_to_end:
             await asyncio.get_running_loop().create_future()
         return await self._cause()
 
     async def end(self) -> None:
         """SIGTERM, then SIGKILL; returns when the process is gone and its folder removed. Safe to call twice."""
-        self.asked_to_end = True
+        self._asked_to_end = True
         try:
             if self._process.returncode is None:
                 # It may end between the look and the signal, which is what is wanted.

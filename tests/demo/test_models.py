@@ -54,9 +54,10 @@ def test_an_interrupted_write_leaves_nothing_half(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_full_disk_is_said_before_anything_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """How much is needed, and where."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1, 1))
-    with pytest.raises(ScalerError, match=r"small\.gguf needs \d+ MB"):
+    """How much the three need together, and where: there is room for the small one alone."""
+    usage = type(shutil.disk_usage(tmp_path))(10**9, 9 * 10**8, 10**8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ScalerError, match=r"100 MB are free, small, medium, large need 8\d\d MB"):
         make_demo_models(tmp_path, lambda *_: None)
     assert not list(tmp_path.iterdir())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -11,18 +10,21 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import psutil
 import pytest
 from gguf import GGUFReader
 
-from scaler.errors import LevelUnavailable, RequestRejected
+from scaler.errors import LevelUnavailable, MissingExtra, RequestRejected
+from scaler.levels import GIB
 from scaler.loop_thread import LoopThread
+from scaler.runtimes import embedded, embedded_process
 from scaler.runtimes.embedded import EmbeddedModel, EmbeddedRuntime
 from scaler.settings import LevelSettings
 
@@ -62,6 +64,20 @@ async def loaded(settings: LevelSettings) -> AsyncIterator[tuple[EmbeddedRuntime
         assert not runtime.pids()
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def said(chunks: AsyncGenerator[dict[str, Any], None]) -> None:
+    """Return when the answer has begun."""
+    async for chunk in chunks:
+        if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
+            return
+    pytest.fail("the answer ended before it began")
+
+
 async def text_of(model: EmbeddedModel, request: dict[str, Any]) -> str:
     chunks = [chunk async for chunk in model.chat(request)]
     return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
@@ -92,12 +108,15 @@ def test_several_requests_are_answered_at_once_in_any_alphabet(settings: Callabl
     asyncio.run(body())
 
 
-def test_the_last_chunk_tells_the_usage(settings: Callable[..., LevelSettings]) -> None:
-    """Whoever counts tokens can."""
+def test_an_answer_comes_word_by_word_and_ends_with_the_usage(settings: Callable[..., LevelSettings]) -> None:
+    """Whoever reads along can, and whoever counts tokens, too."""
 
     async def body() -> None:
         async with loaded(settings()) as (_, model):
             chunks = [chunk async for chunk in model.chat(ASK)]
+            words = [c["choices"][0]["delta"].get("content") for c in chunks if c["choices"]]
+            assert "".join(words[:4] if words[0] else words[1:4]).startswith(" The small")
+            assert len([word for word in words if word]) >= 10
             usage = chunks[-1]["usage"]
             assert usage["prompt_tokens"] == await model.count_tokens(ASK["messages"])
             assert usage["completion_tokens"] == 13
@@ -135,19 +154,27 @@ def test_progress_grows_to_one(settings: Callable[..., LevelSettings]) -> None:
     asyncio.run(body())
 
 
-def test_the_estimate_is_near_what_is_taken_and_not_below(settings: Callable[..., LevelSettings]) -> None:
-    """What a level is thought to take before it was ever loaded."""
+@pytest.mark.parametrize(("name", "words", "above_mib"), [("small", 600, 25), ("medium", 600, 25), ("large", 10, 55)])
+def test_the_estimate_is_near_what_is_taken_and_not_below(
+    settings: Callable[..., LevelSettings], name: str, words: int, above_mib: int
+) -> None:
+    """What a level is thought to take before it was ever loaded. A short prompt uses only part of the buffers."""
 
     async def body() -> None:
-        for name in ("small", "medium", "large"):
-            async with loaded(settings(name)) as (runtime, model):
-                await text_of(model, {**ASK, "messages": [{"role": "user", "content": "x" * 600}]})
-                (pid,) = runtime.pids()
-                memory = psutil.Process(pid).memory_info()
-                taken, estimate = memory.rss - memory.shared, runtime.footprint(settings(name))["ram"]
-                assert taken <= estimate <= taken + 40 * MIB, f"{name}: {taken / MIB:.0f} of {estimate / MIB:.0f} MiB"
+        async with loaded(settings(name)) as (runtime, model):
+            await text_of(model, {"messages": [{"role": "user", "content": "x" * words}]})
+            (pid,) = runtime.pids()
+            memory = psutil.Process(pid).memory_info()
+            taken, estimate = memory.rss - memory.shared, runtime.footprint(settings(name))["ram"]
+            assert taken <= estimate <= taken + above_mib * MIB, f"{taken / MIB:.0f} of {estimate / MIB:.0f} MiB"
 
     asyncio.run(body())
+
+
+def test_a_declared_footprint_is_taken_at_its_word(settings: Callable[..., LevelSettings]) -> None:
+    """With the GPU that it names."""
+    declared = settings(ram_gib=0.5, vram_gib=2, gpu=1)
+    assert EmbeddedRuntime().footprint(declared) == {"ram": GIB // 2, "gpu1": 2 * GIB}
 
 
 def test_a_killed_model_breaks_its_answer_and_is_noticed(settings: Callable[..., LevelSettings], folders: Path) -> None:
@@ -163,29 +190,169 @@ def test_a_killed_model_breaks_its_answer_and_is_noticed(settings: Callable[...,
                     if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
                         os.kill(pid, signal.SIGKILL)
 
-            with pytest.raises(LevelUnavailable, match="small: the model ended in the middle of the answer"):
+            with pytest.raises(
+                LevelUnavailable,
+                match=r"small: .*small\.gguf: the model ended in the middle of the answer: it was killed",
+            ):
                 await talk()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(1):
                 assert "killed" in await died
+            assert not runtime.pids()
             assert not await model.health()
 
     asyncio.run(body())
 
 
 def test_leaving_an_answer_frees_its_slot(settings: Callable[..., LevelSettings]) -> None:
-    """Nobody reads it any more, so nobody generates it any more: with one slot, the next answer comes at once."""
+    """Nobody reads it any more, so nobody generates it any more; the whole of it would take half a minute."""
+    port = free_port()
+
+    async def busy(session: aiohttp.ClientSession) -> list[bool]:
+        async with session.get(f"http://127.0.0.1:{port}/slots") as response:
+            return [slot["is_processing"] for slot in await response.json()]
 
     async def body() -> None:
-        async with loaded(settings(parallel=1)) as (_, model):
-            chunks = model.chat({**LONG, "max_tokens": 1900})
-            async for chunk in chunks:
-                if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
-                    break
-            await chunks.aclose()  # type: ignore[attr-defined]  # it is a generator
+        level = settings(port=port, parallel=1, context_tokens=16384)
+        async with loaded(level) as (_, model), aiohttp.ClientSession() as session:
+            chunks = model.chat({**LONG, "max_tokens": 16000})
+            await said(chunks)
+            assert await busy(session) == [True]
+            await chunks.aclose()
             async with asyncio.timeout(5):
+                while await busy(session) != [False]:
+                    await asyncio.sleep(0.02)
                 assert "small" in await text_of(model, ASK)
 
     asyncio.run(body())
+
+
+def test_streams_do_not_keep_the_server_from_being_asked(settings: Callable[..., LevelSettings]) -> None:
+    """More streams than llama.cpp has threads for took them all: health and token counts waited for their ends."""
+
+    async def body() -> None:
+        async with loaded(settings(context_tokens=16384)) as (_, model):
+            answers = [model.chat({**LONG, "max_tokens": 16000}) for _ in range(16)]
+            begun = [asyncio.create_task(said(answer)) for answer in answers]
+            try:
+                async with asyncio.timeout(10):
+                    await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED)
+                async with asyncio.timeout(4):
+                    assert await model.health()
+                    assert await model.count_tokens(ASK["messages"]) > 0
+                # As many as there are slots; the others wait.
+                assert sum(task.done() for task in begun) <= 2
+            finally:
+                for task in begun:
+                    task.cancel()
+                await asyncio.gather(*begun, return_exceptions=True)
+                for answer in answers:
+                    await answer.aclose()
+
+    asyncio.run(body())
+
+
+def test_an_unloaded_model_says_so(settings: Callable[..., LevelSettings]) -> None:
+    """Whoever reads, waits for a slot or comes too late is told at once; nobody is told that it died."""
+
+    async def rest(answer: AsyncGenerator[dict[str, Any], None]) -> None:
+        async for _ in answer:
+            pass
+
+    async def body() -> None:
+        async with loaded(settings(context_tokens=16384)) as (runtime, model):
+            (pid,) = runtime.pids()
+            died = asyncio.create_task(model.died())
+            pausing, reading = (model.chat({**LONG, "max_tokens": 16000}) for _ in range(2))
+            await said(pausing)
+            await said(reading)
+            os.kill(pid, signal.SIGSTOP)
+            told = [asyncio.create_task(work) for work in (rest(reading), text_of(model, ASK))]
+            # Whatever was on its way arrives, and then there is nothing more to read.
+            await asyncio.sleep(0.2)
+            assert not any(task.done() for task in told)
+            unloading = asyncio.create_task(model.unload())
+            await asyncio.sleep(0)
+            os.kill(pid, signal.SIGCONT)
+            async with asyncio.timeout(5):
+                await unloading
+                late = (rest(pausing), text_of(model, ASK), model.count_tokens(ASK["messages"]))
+                errors = await asyncio.gather(*told, *late, return_exceptions=True)
+            assert [type(error) for error in errors] == [LevelUnavailable] * 5
+            assert all("it was unloaded" in str(error) for error in errors)
+            assert not await model.health()
+            assert not (await asyncio.wait([died], timeout=0.1))[0]
+            died.cancel()
+
+    asyncio.run(body())
+
+
+def test_a_model_that_hangs_is_not_healthy_and_can_be_unloaded(
+    settings: Callable[..., LevelSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in its tracks, it answers neither requests nor SIGTERM."""
+    monkeypatch.setattr(embedded, "HEALTH_S", 0.3)
+    monkeypatch.setattr(embedded_process, "TERM_GRACE_S", 0.3)
+
+    async def body() -> None:
+        async with loaded(settings()) as (runtime, model):
+            (pid,) = runtime.pids()
+            os.kill(pid, signal.SIGSTOP)
+            while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+                await asyncio.sleep(0.01)
+            assert not await model.health()
+            await model.unload()
+            assert not psutil.pid_exists(pid)
+
+    asyncio.run(body())
+
+
+def test_ctrl_c_in_the_terminal_does_not_reach_the_model(settings: Callable[..., LevelSettings]) -> None:
+    """The terminal sends it to scaler's process group; scaler lets the running answers end first."""
+
+    async def body() -> None:
+        async with loaded(settings()) as (runtime, _):
+            (pid,) = runtime.pids()
+            assert os.getpgid(pid) != os.getpgrp()
+
+    asyncio.run(body())
+
+
+def test_a_folder_with_namesakes_of_modules_does_no_harm(
+    settings: Callable[..., LevelSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python would look for the child's modules where the person happens to be."""
+    for name in ("json.py", "xllamacpp.py"):
+        (tmp_path / name).write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+
+    async def body() -> None:
+        async with loaded(settings()) as (_, model):
+            assert await model.health()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("module", ["xllamacpp", "aiohttp"])
+def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
+    settings: Callable[..., LevelSettings], monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    """The line to type is in the message."""
+    level = settings()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtra, match=rf"{module} is not installed.*pip install 'capability-scaler\[llama\]'"):
+        asyncio.run(EmbeddedRuntime().load(level, lambda _: None))
+
+
+def test_a_folder_too_deep_for_a_socket_is_a_clear_error(
+    settings: Callable[..., LevelSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unix socket's name has a limit of some hundred bytes."""
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(LevelUnavailable, match="set TMPDIR to a shorter path"):
+        asyncio.run(EmbeddedRuntime().load(settings(), lambda _: None))
+    assert not list(deep.iterdir())
 
 
 def test_a_prompt_beyond_the_context_is_the_requests_own_fault(settings: Callable[..., LevelSettings]) -> None:
@@ -229,11 +396,11 @@ def corrupt_weights(path: Path, source: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (truncated, "not a whole GGUF file .*download it again"),
-        (header_only, "download it again"),
-        (noise, "not a whole GGUF file .*download it again"),
-        (empty, "not a whole GGUF file"),
-        (corrupt_weights, "corrupt"),
+        (truncated, r"tensor data ends early \(file truncated\?\); download it again"),
+        (header_only, "the file's header is cut off or corrupt .*; download it again"),
+        (noise, "not a GGUF file .*; download it again"),
+        (empty, "not a GGUF file, or an empty one .*; download it again"),
+        (corrupt_weights, "the weights are corrupt .*; download it again"),
     ],
 )
 def test_a_damaged_file_is_a_clear_error(
@@ -241,10 +408,13 @@ def test_a_damaged_file_is_a_clear_error(
     demo_models: dict[str, Path],
     tmp_path: Path,
     folders: Path,
+    monkeypatch: pytest.MonkeyPatch,
     damage: Callable[[Path, Path], None],
     words: str,
 ) -> None:
     """The level, the file, the cause; and neither process nor folder is left."""
+    # Often enough to be asked for progress before it fails.
+    monkeypatch.setattr(embedded_process, "PROGRESS_EVERY_S", 0.001)
     path = tmp_path / "damaged.gguf"
     damage(path, demo_models["small"])
 
@@ -277,7 +447,7 @@ from scaler.settings import LevelSettings
 
 resource.setrlimit(resource.RLIMIT_AS, (700 * 1024**2, 700 * 1024**2))
 try:
-    level = LevelSettings(name="large", model=Path(sys.argv[1]), ram_gib=0.9)
+    level = LevelSettings(name="large", model=Path(sys.argv[1]))
     asyncio.run(EmbeddedRuntime().load(level, lambda _: None))
 except LevelUnavailable as error:
     print(error)
@@ -306,9 +476,7 @@ def test_a_port_in_use_is_a_clear_error(settings: Callable[..., LevelSettings]) 
 
 def test_a_port_of_ones_own_serves_on_loopback(settings: Callable[..., LevelSettings]) -> None:
     """For those who want to look at llama.cpp itself."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
 
     async def body() -> None:
         async with loaded(settings(port=port)) as (_, model):
@@ -350,6 +518,26 @@ def test_a_cancelled_load_leaves_nothing(settings: Callable[..., LevelSettings],
     asyncio.run(body())
 
 
+def test_a_load_cancelled_twice_leaves_nothing_either(settings: Callable[..., LevelSettings], folders: Path) -> None:
+    """The second one comes while the child is being ended; its end goes on."""
+
+    async def body() -> None:
+        runtime = EmbeddedRuntime()
+        begun = asyncio.Event()
+        task = asyncio.create_task(runtime.load(settings("large"), lambda ratio: begun.set() if ratio else None))
+        await begun.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(5):
+            while runtime.pids() or any(folders.iterdir()):
+                await asyncio.sleep(0.01)
+
+    asyncio.run(body())
+
+
 def test_it_works_on_a_loop_in_another_thread(settings: Callable[..., LevelSettings]) -> None:
     """Where the manager runs it."""
     thread = LoopThread("test")
@@ -380,10 +568,13 @@ asyncio.run(main())
 """
 
 
-def test_the_model_dies_with_a_parent_that_is_killed(demo_models: dict[str, Path]) -> None:
-    """kill -9 of the host leaves no model behind."""
+def test_the_model_dies_with_a_parent_that_is_killed(demo_models: dict[str, Path], tmp_path: Path) -> None:
+    """kill -9 of the host leaves no model behind, only the folder of its socket: here not in /tmp."""
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(demo_models["small"])], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PARENT, str(demo_models["small"])],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     ) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
@@ -402,4 +593,3 @@ def test_what_the_child_is_told_is_json_on_one_line(settings: Callable[..., Leve
             assert "small" in await text_of(model, ASK)
 
     asyncio.run(body())
-    assert "\n" not in json.dumps("\n")

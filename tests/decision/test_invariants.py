@@ -1,0 +1,761 @@
+"""What holds whatever happens: the design's invariants, for random ladders, policies, readings and effects."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, note
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from scaler.errors import PinRefused
+from scaler.events import DecisionMade, Hurried
+from scaler.guards import GUARDS
+from scaler.journal import record_of
+from scaler.levels import OFF, RAM, Ladder, Level
+from scaler.machine import LevelMachine, Row, Switch, table
+from scaler.policy import Policy
+from scaler.readings import Gpu, Memory, Pressure, Reading, Stall
+
+TOTAL = 1 << 34
+GPU = "gpu0"
+
+
+def parts(least: int, most: int, of: int) -> st.SearchStrategy[float]:
+    """Numbers from ``least`` to ``most``, in parts ``of`` one: round ones shrink to readable failures."""
+    return st.integers(least, most).map(lambda number: number / of)
+
+
+RATIOS = parts(0, 100, 100)
+
+
+@st.composite
+def ladders(draw: st.DrawFn, most: int = 5) -> Ladder:
+    """One to ``most`` levels, some of them on a GPU."""
+    count = draw(st.integers(1, most))
+    ram = gpu = 0
+    on_gpu_from = draw(st.integers(0, 2 * count))
+    levels = []
+    for number in range(count):
+        ram += draw(st.integers(1, 30)) * TOTAL // 100
+        footprint = {RAM: ram}
+        if number >= on_gpu_from:
+            gpu += draw(st.integers(0, 40)) * TOTAL // 100
+            if gpu:
+                footprint[GPU] = gpu
+        levels.append(Level(f"level{number}", footprint, 0.5, draw(parts(0, 80, 10))))
+    return Ladder(levels)
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> Policy:
+    """Anything that a tier may say, with times short enough for things to happen."""
+    scale_at = draw(parts(50, 90, 100))
+    critical_at = draw(parts(round(scale_at * 100) + 2, 98, 100))
+    dwell_s = draw(parts(0, 60, 1))
+    backoff_s = draw(parts(0, 40, 1))
+    return Policy(
+        scale_at=scale_at,
+        band=draw(parts(1, 10, 100)),
+        critical_at=critical_at,
+        exhausted_at=draw(st.sampled_from([critical_at, 0.99, 1.0])),
+        dwell_s=dwell_s,
+        dwell_max_s=dwell_s * draw(parts(1, 4, 1)),
+        debounce_s=draw(parts(0, 20, 2)),
+        recovery_s=draw(parts(0, 20, 1)),
+        trend_window_s=draw(parts(20, 60, 1)),
+        switch_margin_s=draw(parts(0, 10, 1)),
+        forecast_sigmas=draw(parts(0, 6, 2)),
+        stale_after_s=draw(parts(4, 20, 1)),
+        backoff_s=backoff_s,
+        backoff_max_s=backoff_s * draw(parts(1, 8, 1)),
+        wasted_within_s=draw(parts(0, 200, 1)),
+        footprint_half_life_s=draw(parts(10, 600, 1)),
+    )
+
+
+def subject(guard: str, row: Row, ladder: Ladder) -> int:
+    asked_of_source = GUARDS[guard].subject == "from" or row.dest is None
+    return ladder.index(row.source if asked_of_source else row.dest)
+
+
+class Watched(LevelMachine):
+    """The machine, with every trigger compared with what the table says, guard by guard, without `transitions`."""
+
+    def __init__(self, ladder: Ladder, policy: Policy, on_enter: Callable[[Switch], None], **more: Any) -> None:
+        self.rows: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        for row in table(ladder.names):
+            self.rows[row.trigger, row.source].append(row)
+        self.open: list[Row] = []
+        super().__init__(ladder, policy, on_enter, **more)
+        self.evidence.take = self._take  # type: ignore[method-assign]
+
+    def enabled(self, trigger: str) -> list[Row]:
+        """The rows that may be taken now, in the table's order."""
+        return [
+            row
+            for row in self.rows[trigger, self.state]
+            if all(GUARDS[g].test(self.evidence, subject(g, row, self.ladder)).holds for g in row.when)
+            and not any(GUARDS[g].test(self.evidence, subject(g, row, self.ladder)).holds for g in row.unless)
+        ]
+
+    def observe(self, reading: Reading) -> bool:
+        """As it is, with the outcome compared."""
+        before, self.open = self.state, []
+        moved = super().observe(reading)
+        ways = {self._way(row) for row in self.open}
+        assert len(ways) <= 1, f"from {before} the table goes {ways} at once: {self.open}"
+        assert self.state == (self.open[0].dest if self.open else before), (before, self.state, self.open)
+        return moved
+
+    def _take(self, reading: Reading) -> bool:
+        """The evidence takes the reading, and nothing has been decided yet."""
+        says = type(self.evidence).take(self.evidence, reading)
+        if says:
+            self.open = self.enabled("observe")
+        return says
+
+    def _trigger(self, name: str) -> bool:
+        before, enabled = self.state, self.enabled(name)
+        moved = super()._trigger(name)
+        assert moved == bool(enabled)
+        assert self.state == ((enabled[0].dest or before) if enabled else before), (before, self.state, enabled)
+        return moved
+
+    def _way(self, row: Row) -> str:
+        here, there = self.ladder.index(row.source), self.ladder.index(row.dest)
+        return "off" if there < 0 else "up" if there > here else "down"
+
+
+@dataclass
+class Plant:
+    """A machine with models on it: what is loaded takes its true footprint, whatever was declared."""
+
+    true: dict[str, dict[str, int]]
+    loaded: str = OFF
+    pending: Switch | None = None
+    other: dict[str, float] = field(default_factory=lambda: {RAM: 0.3, GPU: 0.1})
+
+    def own(self, resource: str) -> int:
+        """Bytes that our model holds."""
+        return self.true.get(self.loaded, {}).get(resource, 0)
+
+    def reading(self, at_s: float, *, gpu: bool = True, **fields: Any) -> Reading:
+        """What the sensors see."""
+        own, own_gpu = self.own(RAM), self.own(GPU)
+        other, other_gpu = (int(self.other[resource] * TOTAL) for resource in (RAM, GPU))
+        used = other_gpu + own_gpu
+        card = Gpu(0, "card", TOTAL, used, TOTAL - used, own_gpu)
+        memory = Memory(TOTAL, TOTAL - other - own)
+        return Reading(at_s, memory=memory, own_bytes=own, gpus=(card,) if gpu else None, **fields)
+
+
+def serialised(switch: Switch, hurried: bool = False) -> str:
+    event = Hurried(switch) if hurried else DecisionMade(switch, 1.7e9)
+    return json.dumps(record_of(event, 1.7e9), allow_nan=False)
+
+
+class Invariants(RuleBasedStateMachine):
+    """Random histories of one machine. Times: seconds."""
+
+    @initialize(
+        ladder=ladders(),
+        policy=policies(),
+        data=st.data(),
+        interval_s=st.sampled_from([0.5, 1.0, 2.0]),
+        prompt=st.sampled_from([True, True, False]),
+    )
+    def begin(self, ladder: Ladder, policy: Policy, data: st.DataObject, interval_s: float, prompt: bool) -> None:
+        """``prompt``: the effects answer with the next reading, if nothing else is said."""
+        self.ladder, self.policy, self.interval_s, self.prompt = ladder, policy, interval_s, prompt
+        factor = parts(85, 115, 100)
+        true = {
+            level.name: {r: int(size * data.draw(factor)) for r, size in level.footprint.items()} for level in ladder
+        }
+        self.initial = data.draw(st.sampled_from((OFF, *ladder.names)))
+        self.now_s = 0.0
+        self.plant = Plant(true, self.initial)
+        self.inputs: list[tuple[str, tuple[Any, ...]]] = []
+        self.outputs: list[str] = []
+        self.tickets: list[int] = []
+        self.machine = Watched(ladder, policy, self.entered, on_hurry=self.hurried, initial=self.initial)
+        self.last_change_s = -math.inf
+        self.log: list[tuple[float, tuple[float | None, ...], tuple[float, ...]]] = []
+
+    # ------------------------------------------------------------------ the machine's other side
+
+    def entered(self, switch: Switch) -> None:
+        """The effects take note; everything that a decision promises is looked at here."""
+        decision = switch.decision
+        self.outputs.append(serialised(switch))
+        self.plant.pending = switch
+        assert switch.dest == decision.dest
+        assert decision.reason
+        assert set(decision.projected) == set(self.ladder.names)
+        assert {f.level for f in decision.findings} >= set(self.ladder.names) - {decision.source}
+        assert all("{" not in finding.sentence for finding in decision.findings)
+        assert 0 <= switch.drain_s <= self.policy.drain_seconds
+        assert 0 <= switch.drain_tokens <= self.policy.drain_tokens
+        assert switch.ticket not in self.tickets
+        self.tickets.append(switch.ticket)
+
+    def hurried(self, switch: Switch) -> None:
+        """A switch in progress is told to be quicker, never to take its time, never to go elsewhere."""
+        self.outputs.append(serialised(switch, hurried=True))
+        pending = self.plant.pending
+        assert pending is not None
+        assert (switch.ticket, switch.dest, switch.beside) == (pending.ticket, pending.dest, pending.beside)
+        assert (switch.drain_s, switch.drain_tokens) < (pending.drain_s, pending.drain_tokens)
+        self.plant.pending = switch
+
+    def tell(self, method: str, *arguments: Any) -> Any:
+        """Call the machine, and keep the call for the replay."""
+        self.inputs.append((method, arguments))
+        return getattr(self.machine, method)(*arguments)
+
+    # ------------------------------------------------------------------ readings
+
+    def shares(self, reading: Reading, *, known: bool) -> Iterator[float | None]:
+        """Projected usage of every level, worked out anew from the figures of a reading."""
+        assert reading.memory is not None
+        assert reading.own_bytes is not None
+        used = {RAM: (reading.memory.total_bytes - reading.memory.available_bytes, reading.own_bytes)}
+        for gpu in reading.gpus or ():
+            used[GPU] = (gpu.used_bytes, gpu.own_bytes or 0)
+        footprints = self.machine.evidence.footprints
+        for position in range(len(self.ladder)):
+            needs = dict(zip(footprints.resources, footprints.of(position), strict=True))
+            asked = [resource for resource, need in needs.items() if need or resource == RAM]
+            ratios = [(used[r][0] - used[r][1] + needs[r]) / TOTAL for r in asked if r in used]
+            yield max(ratios) if known or len(ratios) == len(asked) else None
+
+    def observe(self, reading: Reading) -> None:
+        """Hand in a usable reading, and check all that must hold of the answer."""
+        machine, evidence = self.machine, self.machine.evidence
+        before = machine.state
+        moved = self.tell("observe", reading)
+        complete = tuple(self.shares(reading, known=False))
+        known = tuple(share for share in self.shares(reading, known=True) if share is not None)
+        self.log.append((reading.at_s, complete, known))
+        assert moved == (machine.state != before)
+        here, there = self.ladder.index(before), self.ladder.index(machine.state)
+        if moved:
+            assert machine.last_decision is not None
+            assert machine.last_decision.reading is reading
+            assert machine.last_decision.projected == dict(zip(self.ladder.names, complete, strict=True))
+            if there > here >= 0:
+                self.check_climb(there, reading.at_s)
+            if there > here:
+                assert evidence.backoff_until_s[there] <= reading.at_s
+                assert evidence.pinned is None or there <= evidence.pinned
+            self.last_change_s = reading.at_s
+        if there >= 0:
+            self.check_pressure(there, known)
+
+    def check_climb(self, position: int, at_s: float) -> None:
+        """No earlier than the dwell after the last change, and with room through all of it."""
+        policy = self.policy
+        assert at_s - self.last_change_s >= policy.dwell_s, "early"
+        before = [index for index, (t, _, _) in enumerate(self.log) if t <= at_s - policy.dwell_s]
+        assert before, "nobody has watched for a dwell"
+        watched = self.log[before[-1] :]
+        for _, complete, _ in watched:
+            share = complete[position]
+            assert share is not None
+            assert share <= policy.scale_at - policy.band
+        times = [t for t, _, _ in watched]
+        assert all(b - a <= policy.stale_after_s for a, b in pairwise(times))
+
+    def check_pressure(self, position: int, known: tuple[float, ...]) -> None:
+        """Critical is left at once, the limit after the debounce, if there is anywhere to go."""
+        policy, evidence, usage = self.policy, self.machine.evidence, known[position]
+        assert usage < policy.critical_at, f"stays at {self.machine.state} with usage {usage}"
+        if evidence.pinned == position or usage <= policy.scale_at:
+            return
+        since = self.log[-1][0]
+        for at_s, _, shares in reversed(self.log):
+            if shares[position] <= policy.scale_at:
+                break
+            since = at_s
+        debounce_s = policy.debounce_s * (policy.critical_at - usage) / (policy.critical_at - policy.scale_at)
+        if self.log[-1][0] - since >= debounce_s + 1e-9:
+            for lower in range(position):
+                backs_off = evidence.backoff_until_s[lower] > evidence.now_s
+                assert backs_off or known[lower] >= policy.critical_at, f"stays above {self.ladder[lower].name}"
+
+    @rule(
+        count=st.integers(1, 40),
+        ram=RATIOS,
+        gpu=RATIOS,
+        drift=st.sampled_from([0, 0, 0, 1, -1, 4, -4]),
+        stalled=st.sampled_from([None, None, 0.0, 0.2]),
+        gpu_answers=st.sampled_from([True, True, True, False]),
+        wall_s=st.sampled_from([0.0, 1.7e9]),
+    )
+    def watch(
+        self,
+        count: int,
+        ram: float,
+        gpu: float,
+        drift: int,
+        stalled: float | None,
+        gpu_answers: bool,
+        wall_s: float,
+    ) -> None:
+        """A stretch of readings: a jump, then a constant or a drift."""
+        self.plant.other = {RAM: ram, GPU: gpu}
+        pressure = None if stalled is None else Pressure(memory=Stall(stalled))
+        self.readings(count, drift, gpu=gpu_answers, pressure=pressure, wall_s=wall_s)
+
+    @rule(count=st.integers(1, 120), ram=parts(0, 30, 100), drift=st.sampled_from([0, 0, 0, 1]))
+    def room(self, count: int, ram: float, drift: int) -> None:
+        """A long stretch with little else on the machine."""
+        self.plant.other = {RAM: ram, GPU: 0.0}
+        self.readings(count, drift)
+
+    @rule(
+        count=st.integers(1, 60),
+        data=st.data(),
+        limit=st.sampled_from(["band", "scale_at", "critical_at"]),
+        resource=st.sampled_from([RAM, RAM, GPU]),
+        beyond=st.sampled_from([-1e-2, -1e-9, 0.0, 1e-9, 1e-2]),
+        noise=st.sampled_from([0.0, 0.0, 1e-3, 2e-2]),
+    )
+    def edge(self, count: int, data: st.DataObject, limit: str, resource: str, beyond: float, noise: float) -> None:
+        """Usage right at a limit of one of the levels, where a comparison that is off by a little shows."""
+        policy, footprints = self.policy, self.machine.evidence.footprints
+        if resource not in footprints.resources:
+            resource = RAM
+        position = data.draw(st.integers(0, len(self.ladder) - 1))
+        need = footprints.of(position)[footprints.resources.index(resource)]
+        at = {
+            "band": policy.scale_at - policy.band,
+            "scale_at": policy.scale_at,
+            "critical_at": policy.critical_at,
+        }[limit]
+        self.plant.other = {RAM: 0.0, GPU: 0.0, resource: min(1.0, max(0.0, at - need / TOTAL + beyond))}
+        self.readings(count, 0, noise=noise)
+
+    def readings(self, count: int, drift: int, *, noise: float = 0.0, **fields: Any) -> None:
+        """So many readings; the effects answer in between if they are prompt."""
+        steady = dict(self.plant.other)
+        for number in range(count):
+            self.now_s += self.interval_s
+            for resource, ratio in steady.items():
+                moved = ratio + drift * (number + 1) / 1000 + noise * (-1) ** number
+                self.plant.other[resource] = min(1.0, max(0.0, moved))
+            self.observe(self.plant.reading(self.now_s, **fields))
+            if self.prompt and self.plant.pending is not None:
+                self.finish()
+
+    @rule(seconds=st.sampled_from([1.0, 3.0, 30.0, 1000.0]))
+    def pause(self, seconds: float) -> None:
+        """Nobody looks for a while."""
+        self.now_s += seconds
+
+    @rule(
+        kind=st.sampled_from(["missing", "no own", "negative", "absurd", "NaN", "now", "past", "NaN time", "endless"]),
+        back_s=parts(0, 1000, 10),
+    )
+    def bad_reading(self, kind: str, back_s: float) -> None:
+        """Readings that say nothing change nothing, whatever else they claim."""
+        evidence = self.machine.evidence
+        at_s = self.now_s + self.interval_s / 2
+        full, nan = Memory(TOTAL, 0), math.nan
+        reading = {
+            "missing": Reading(at_s, missing=("memory",)),
+            "no own": Reading(at_s, None, full, None),
+            "negative": Reading(at_s, None, full, -1),
+            "absurd": Reading(at_s, None, Memory(TOTAL, TOTAL + 1), 0),
+            "NaN": Reading(at_s, None, Memory(TOTAL, nan), 0),  # type: ignore[arg-type]
+            "now": Reading(evidence.now_s, None, full, 0),
+            "past": Reading(evidence.now_s - back_s, None, full, 0),
+            "NaN time": Reading(nan, None, full, 0),
+            "endless": Reading(math.inf, None, full, 0),
+        }[kind]
+        before = self.snapshot()
+        assert self.tell("observe", reading) is False
+        assert self.snapshot() == before
+
+    def snapshot(self) -> str:
+        """All that the machine knows, but for how often it was asked."""
+        evidence, machine = self.machine.evidence, self.machine
+        known = {
+            name: value
+            for name, value in vars(evidence).items()
+            if name not in ("ladder", "footprints", "trends", "take")
+        }
+        footprints = [evidence.footprints.of(position) for position in range(len(self.ladder))]
+        trends = [(len(trend), trend.slope_per_s) for trend in evidence.trends]
+        return repr(
+            (known, footprints, trends, machine.state, machine.switch, machine.last_decision, machine.outlooks())
+        )
+
+    # ------------------------------------------------------------------ effects
+
+    @precondition(lambda self: self.plant.pending is not None)
+    @rule(took_s=st.sampled_from([None, 0.1, 3.0, 60.0]))
+    def finish_as_asked(self, took_s: float | None) -> None:
+        """The switch in progress is done."""
+        self.finish(took_s)
+
+    def finish(self, took_s: float | None = None) -> None:
+        pending = self.plant.pending
+        assert pending is not None
+        self.plant.pending, self.plant.loaded = None, pending.dest
+        self.last_change_s = self.now_s
+        self.tell("switched", pending.ticket, self.now_s, took_s)
+        assert self.machine.settled
+
+    @precondition(lambda self: self.plant.pending is not None)
+    @rule(keeps=st.booleans())
+    def fail(self, keeps: bool) -> None:
+        """The switch in progress fails; what was loaded serves still, or was unloaded first."""
+        pending = self.plant.pending
+        assert pending is not None
+        self.plant.pending = None
+        if not keeps:
+            self.plant.loaded = OFF
+        self.last_change_s = self.now_s
+        self.tell("switch_failed", pending.ticket, self.plant.loaded, self.now_s)
+        assert self.machine.state != pending.dest or self.plant.loaded == pending.dest
+
+    @precondition(lambda self: self.plant.loaded != OFF)
+    @rule()
+    def die(self) -> None:
+        """The kernel kills what is loaded."""
+        died, self.plant.loaded = self.plant.loaded, OFF
+        if died == self.machine.state:
+            self.plant.pending = None
+            self.last_change_s = self.now_s
+        self.tell("died", died, self.now_s)
+        assert self.machine.state != died
+        assert self.machine.serving == OFF
+
+    @rule(data=st.data(), failed=st.booleans())
+    def answer_for_an_overtaken_switch(self, data: st.DataObject, failed: bool) -> None:
+        """News of what nobody waits for any more."""
+        current = self.plant.pending.ticket if self.plant.pending else None
+        stale = [ticket for ticket in (*self.tickets, 10**9, -1) if ticket != current]
+        ticket = data.draw(st.sampled_from(stale))
+        before = self.snapshot()
+        if failed:
+            self.tell("switch_failed", ticket, data.draw(st.sampled_from((OFF, *self.ladder.names))), self.now_s)
+        else:
+            self.tell("switched", ticket, self.now_s, 1.0)
+        assert self.snapshot() == before
+
+    # ------------------------------------------------------------------ people
+
+    @rule(data=st.data())
+    def pin(self, data: st.DataObject) -> None:
+        """A person insists, and gets it unless it would be critical."""
+        level = data.draw(st.sampled_from((OFF, *self.ladder.names)))
+        before = self.machine.state
+        try:
+            self.tell("pin", level, self.now_s)
+        except PinRefused as refused:
+            note(str(refused))
+            usage = None if not self.log else self.log[-1][1][self.ladder.index(level)]
+            known = math.inf if not self.log else self.log[-1][2][self.ladder.index(level)]
+            assert usage is None or known >= self.policy.critical_at
+            assert self.machine.state == before
+        else:
+            assert (self.machine.state, self.machine.pinned) == (level, level)
+            if level != before:
+                self.last_change_s = self.now_s
+
+    @precondition(lambda self: self.machine.pinned is not None)
+    @rule()
+    def unpin(self) -> None:
+        """And lets go again."""
+        before = self.machine.state
+        self.tell("unpin")
+        assert (self.machine.state, self.machine.pinned) == (before, None)
+
+    @rule()
+    def degrade(self) -> None:
+        """A step down is asked for."""
+        before = self.ladder.index(self.machine.state)
+        if self.tell("degrade", self.now_s):
+            self.last_change_s = self.now_s
+            assert 0 <= self.ladder.index(self.machine.state) < before
+
+    @rule(wanted=st.sampled_from([True, True, False]))
+    def want(self, wanted: bool) -> None:
+        """Requests come, or do not."""
+        self.tell("want", wanted)
+
+    # ------------------------------------------------------------------ always
+
+    @invariant()
+    def the_serving_level_is_the_state_whenever_the_machine_is_settled(self) -> None:
+        """Judged by what is really loaded."""
+        if self.machine.settled:
+            assert self.plant.loaded == self.machine.serving == self.machine.state
+            assert self.plant.pending is None
+        else:
+            assert self.plant.pending is not None
+            assert self.plant.pending.dest == self.machine.state
+            assert self.machine.switch is self.plant.pending
+
+    @invariant()
+    def what_is_learned_stays_within_its_bounds(self) -> None:
+        """Dwells, pauses and footprints adapt; they do not run away."""
+        evidence, policy = self.machine.evidence, self.policy
+        below = [0] * len(evidence.resources)
+        for position in range(len(self.ladder)):
+            assert policy.dwell_s <= evidence.dwell_s(position) <= policy.dwell_max_s
+            assert evidence.backoff_until_s[position] <= max(evidence.now_s, self.now_s) + policy.backoff_max_s
+            need = evidence.footprints.of(position)
+            assert all(a <= b for a, b in zip(below, need, strict=True))
+            below = need
+            assert max(need) <= 1.15 * max(
+                size
+                for level in self.ladder
+                for size in (*level.footprint.values(), *self.plant.true[level.name].values())
+            )
+
+    @invariant()
+    def every_level_can_be_explained(self) -> None:
+        """An outlook lacks something, or is about to come true; a wait is never for no time."""
+        for outlook in self.machine.outlooks():
+            assert outlook.wait_s is None or outlook.wait_s >= 0
+            assert (outlook.wait_s == 0) == (not outlook.lacking), outlook
+
+    def teardown(self) -> None:
+        """The same history replayed gives the same decisions, to the byte."""
+        if not hasattr(self, "machine"):
+            return
+        outputs: list[str] = []
+        again = LevelMachine(
+            self.ladder,
+            self.policy,
+            lambda switch: outputs.append(serialised(switch)),
+            on_hurry=lambda switch: outputs.append(serialised(switch, hurried=True)),
+            initial=self.initial,
+        )
+        for method, arguments in self.inputs:
+            try:
+                getattr(again, method)(*arguments)
+            except PinRefused as refused:
+                note(str(refused))
+        assert outputs == self.outputs
+
+
+TestInvariants = Invariants.TestCase
+
+
+# ---------------------------------------------------------------------- constant usage
+
+
+@dataclass
+class Constant:
+    """An hour and more in which nobody else changes what they take."""
+
+    ladder: Ladder
+    policy: Policy
+    initial: str
+    other: dict[str, float]
+    true: dict[str, dict[str, int]]
+    latency: int
+
+    def run(self, readings: int = 2400, interval_s: float = 2.0) -> list[tuple[float, int, int]]:
+        """The changes as (time, from, to); positions as on the ladder."""
+        plant = Plant(self.true, self.initial, None, self.other)
+        switches: list[Switch] = []
+        machine = LevelMachine(self.ladder, self.policy, switches.append, initial=self.initial)
+        answered, due = 0, 0
+        for number in range(readings):
+            now_s = number * interval_s
+            machine.observe(plant.reading(now_s))
+            if len(switches) > answered:
+                answered, due = len(switches), number + self.latency
+            if not machine.settled and number >= due:
+                plant.loaded = switches[-1].dest
+                machine.switched(switches[-1].ticket, now_s, 1.0)
+        index = self.ladder.index
+        return [(s.decision.at_s, index(s.decision.source), index(s.decision.dest)) for s in switches]
+
+
+@st.composite
+def constants(draw: st.DrawFn, off_by: float) -> Constant:
+    """``off_by``: how far true footprints are from the declared ones."""
+    ladder = draw(ladders())
+    factor = parts(round(100 - 100 * off_by), round(100 + 100 * off_by), 100)
+    return Constant(
+        ladder,
+        draw(policies()),
+        draw(st.sampled_from((OFF, *ladder.names))),
+        {RAM: draw(parts(0, 1000, 1000)), GPU: draw(parts(0, 1000, 1000))},
+        {level.name: {r: int(size * draw(factor)) for r, size in level.footprint.items()} for level in ladder},
+        draw(st.integers(0, 5)),
+    )
+
+
+@given(constants(off_by=0.0))
+def test_with_constant_usage_the_level_goes_down_once_at_most_then_climbs_and_stays(constant: Constant) -> None:
+    """No cycle: what was left for lack of room is not climbed to without new room."""
+    changes = constant.run()
+    ways = ["up" if there > here else "down" for _, here, there in changes]
+    assert ways.count("down") <= 1
+    assert "down" not in ways[1:]
+    visited = [there for _, _, there in changes]
+    assert len(visited) == len(set(visited))
+    assert all(at_s < 3000 for at_s, _, _ in changes)
+
+
+@given(constants(off_by=0.15))
+def test_wrong_declarations_are_learned_once_and_do_not_make_a_cycle(constant: Constant) -> None:
+    """Each level is climbed to once at the most: what it takes is known from then on."""
+    changes = constant.run()
+    climbed = [there for _, here, there in changes if there > here]
+    assert len(climbed) == len(set(climbed)), changes
+    assert all(at_s < 3000 for at_s, _, _ in changes)
+
+
+@given(ladders(), policies(), RATIOS, RATIOS, st.data())
+def test_under_lasting_pressure_a_bearable_state_is_reached_within_the_debounce_and_one_interval(
+    ladder: Ladder, policy: Policy, before: float, after: float, data: st.DataObject
+) -> None:
+    """Whatever came before: a level that fits, or the smallest under critical-at, or off."""
+    initial = data.draw(st.sampled_from(ladder.names))
+    interval_s = data.draw(st.sampled_from([0.5, 1.0, 2.0]))
+    plant = Plant({level.name: dict(level.footprint) for level in ladder}, initial)
+    machine = LevelMachine(ladder, policy, lambda switch: None, initial=initial)
+    now_s = 0.0
+    plant.other = {RAM: before, GPU: 0.0}
+    for _ in range(data.draw(st.integers(0, 30))):
+        now_s += interval_s
+        machine.observe(plant.reading(now_s))
+    plant.other = {RAM: after, GPU: 0.0}
+    pressed_s = now_s
+    while now_s < pressed_s + policy.debounce_s + interval_s:
+        now_s += interval_s
+        machine.observe(plant.reading(now_s))
+    usage = {level.name: machine.evidence.projected[position] for position, level in enumerate(ladder)}
+    if machine.state == OFF:
+        return
+    here = usage[machine.state]
+    assert here is not None
+    lowest = usage[ladder.names[0]]
+    assert here <= policy.scale_at or (machine.state == ladder.names[0] and here < policy.critical_at), (lowest, usage)
+
+
+# ---------------------------------------------------------------------- reachability
+
+SHORT = Policy(
+    dwell_s=3.0,
+    dwell_max_s=3.0,
+    debounce_s=1.0,
+    recovery_s=2.0,
+    backoff_s=4.0,
+    backoff_max_s=8.0,
+    trend_window_s=20.0,
+    forecast_sigmas=2.0,
+)
+
+
+class Walk:
+    """One path through the machine, by letters of a small alphabet."""
+
+    def __init__(self, count: int) -> None:
+        self.ladder = Ladder([Level(f"l{n}", {RAM: (n + 1) * TOTAL // 10}, 0.5, 1.0) for n in range(count)])
+        self.machine = LevelMachine(self.ladder, SHORT, lambda switch: None)
+        self.now_s = 0.0
+
+    @staticmethod
+    def alphabet(count: int) -> list[str]:
+        """Readings of usage that suits each level, and everything that effects and people can say."""
+        readings = [f"other {ratio}" for ratio in (0.75 - 0.1 * (n + 1) for n in range(count))]
+        pins = [f"pin {name}" for name in {OFF, "l0", f"l{count - 1}"}]
+        return [*readings, "other 0.845", "other 0.97", "done", "failed", "lost", "died", "degrade", "unpin", *pins]
+
+    def step(self, letter: str) -> None:
+        """Readings come in eights, so that a dwell passes; everything else at once."""
+        machine = self.machine
+        word, _, what = letter.partition(" ")
+        ticket = machine.switch.ticket if machine.switch else 0
+        if word == "other":
+            for _ in range(8):
+                self.now_s += 1.0
+                position = self.ladder.index(machine.serving)
+                own = 0 if position < 0 else self.ladder[position].footprint[RAM]
+                available = TOTAL - int(float(what) * TOTAL) - own
+                machine.observe(Reading(self.now_s, None, Memory(TOTAL, available), own))
+        elif word == "done":
+            machine.switched(ticket, self.now_s)
+        elif word == "failed":
+            machine.switch_failed(ticket, machine.serving, self.now_s)
+        elif word == "lost":
+            machine.switch_failed(ticket, OFF, self.now_s)
+        elif word == "died":
+            machine.died(machine.serving, self.now_s)
+        elif word == "degrade":
+            machine.degrade(self.now_s)
+        elif word == "unpin":
+            machine.unpin()
+        elif machine.evidence.reading is not None:
+            usage = machine.evidence.projected[self.ladder.index(what)] if what != OFF else 0.0
+            if usage is not None and usage < SHORT.critical_at:
+                machine.pin(what, self.now_s)
+
+    @property
+    def node(self) -> tuple[object, ...]:
+        """Where the machine is, as far as another step may depend on it for long."""
+        machine = self.machine
+        backing_off = tuple(until > self.now_s for until in machine.evidence.backoff_until_s)
+        return machine.state, machine.serving, machine.settled, machine.pinned, backing_off
+
+    def quiet(self, ratio: float) -> str:
+        """Let the effects do what they are asked while usage stays; the state in the end."""
+        for _ in range(2 * len(self.ladder) + 4):
+            self.step(f"other {ratio}")
+            self.step("done")
+        return self.machine.state
+
+
+def explored(count: int, most: int) -> dict[tuple[object, ...], tuple[str, ...]]:
+    """Every node that the alphabet leads to, with the shortest path there, breadth first."""
+    paths: dict[tuple[object, ...], tuple[str, ...]] = {Walk(count).node: ()}
+    queue = list(paths)
+    for node in queue:
+        if len(queue) >= most:
+            break
+        for letter in Walk.alphabet(count):
+            walk = Walk(count)
+            for step in (*paths[node], letter):
+                walk.step(step)
+            if walk.node not in paths:
+                paths[walk.node] = (*paths[node], letter)
+                queue.append(walk.node)
+    return paths
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_every_state_is_reachable_and_none_is_a_trap(count: int) -> None:
+    """From wherever effects, people and pressure have led: room leads to the top, and the lack of it to off."""
+    paths = explored(count, most=150)
+    top = f"l{count - 1}"
+    assert {state for state, *_ in paths} == {OFF, *(f"l{n}" for n in range(count))}
+    for path in paths.values():
+        for ratio, end in ((0.1, top), (0.97, OFF)):
+            walk = Walk(count)
+            for step in (*path, "unpin"):
+                walk.step(step)
+            assert walk.quiet(ratio) == end, path
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_readings_alone_lead_to_every_state(count: int) -> None:
+    """Each level is somebody's best: there is a usage at which the machine comes to rest there."""
+    for number in range(count):
+        walk = Walk(count)
+        assert walk.quiet(0.75 - 0.1 * (number + 1)) == f"l{number}"
