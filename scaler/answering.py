@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 
+from scaler.errors import LevelUnavailable
 from scaler.performance import AnswerSample
 from scaler.switching import Lease
 
@@ -32,49 +33,53 @@ class Answering:
         self._began_s = clock()
         self._first_token_s: float | None = None
         self._failed = False
+        self._room = asyncio.Semaphore(AHEAD)
         self.passed_on = False
         """Whether anything of the answer itself was handed out, so that it cannot be begun again."""
 
     async def stream(self, request: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
         """Yield the answer's chunks. Raises LevelUnavailable, RequestRejected.
 
-        Used up drain limits end it with ``finish_reason`` ``length``, as any other token limit does.
+        Used up drain limits end it with ``finish_reason`` ``length``, as any other token limit does; an answer of
+        which nothing was said yet has nothing to end, and raises LevelUnavailable to be begun again elsewhere.
         """
         lease = self._lease
-        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(AHEAD)
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         pump = asyncio.create_task(self._pump(request, queue), name=f"answer at {lease.level}")
+        # By a callback, because a task that is cancelled before it began never reaches a finally of its own.
+        pump.add_done_callback(lambda _: queue.put_nowait(None))
         lease.on_cut = lambda: _cancel(pump)
+        if lease.cut:
+            pump.cancel()
         header: dict[str, Any] = {}
         held: list[dict[str, Any]] = []
+        finished = False
         try:
-            while (data := await self._next(queue, pump)) is not None:
+            while (data := await queue.get()) is not None:
+                self._room.release()
                 header = {key: data[key] for key in ("id", "object", "created", "model") if key in data}
+                finished = finished or any(choice.get("finish_reason") for choice in data.get("choices", ()))
                 if not self.passed_on and not _says_something(data):
                     held.append(data)
                     continue
+                self.passed_on = True
                 for early in held:
                     yield Chunk(lease.level, early)
                 held.clear()
-                self.passed_on = True
                 yield Chunk(lease.level, data)
+            if not lease.cut:
+                self._failed = isinstance(pump.exception(), LevelUnavailable)
+                await pump
+            elif not self.passed_on:
+                raise LevelUnavailable(f"{lease.level}: it gave way before the answer had begun")
             for early in held:
                 yield Chunk(lease.level, early)
-            if lease.cut:
+            if lease.cut and not finished:
                 last = {"index": 0, "delta": {}, "finish_reason": "length"}
                 yield Chunk(lease.level, {**header, "choices": [last]})
         finally:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
-
-    async def _next(
-        self, queue: asyncio.Queue[dict[str, Any] | None], pump: asyncio.Task[None]
-    ) -> dict[str, Any] | None:
-        data = await queue.get()
-        if data is None and not self._lease.cut:
-            # The pump has ended: what it ended with is ours to raise.
-            self._failed = pump.done() and not pump.cancelled() and pump.exception() is not None
-            await pump
-        return data
 
     async def _pump(self, request: Mapping[str, Any], queue: asyncio.Queue[dict[str, Any] | None]) -> None:
         chunks = self._lease.model.chat(request)
@@ -84,20 +89,19 @@ class Answering:
                     if self._first_token_s is None:
                         self._first_token_s = self._clock() - self._began_s
                     self._lease.count()
-                await queue.put(data)
+                await self._room.acquire()
+                queue.put_nowait(data)
                 if self._lease.cut:
                     break
         finally:
-            # The end must get through to the taker even when the queue is full and this task is cancelled.
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(None)
             close = getattr(chunks, "aclose", None)
             if close is not None:
                 await close()
 
-    def sample(self) -> AnswerSample:
-        """How the answer went."""
+    def sample(self) -> AnswerSample | None:
+        """How the answer went; None when the level gave way before there was anything to judge."""
+        if self._lease.cut and not self.passed_on:
+            return None
         return AnswerSample(
             self._lease.level,
             self._clock() - self._began_s,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -51,22 +52,28 @@ class Journal:
         self.path = path
         self._max_bytes, self._files = max_bytes, files
         self._lines: _Lines | None = None
+        self._lock = threading.Lock()
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record and flush it. Raises JournalError when the file cannot be written."""
         line = json.dumps(record, separators=(",", ":"), allow_nan=False)
         try:
-            if self._lines is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._lines = _Lines(self.path, maxBytes=self._max_bytes, backupCount=self._files - 1, encoding="utf-8")
-            self._lines.handle(logging.makeLogRecord({"msg": line}))
+            with self._lock:
+                if self._lines is None:
+                    self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    self._lines = _Lines(
+                        self.path, maxBytes=self._max_bytes, backupCount=self._files - 1, encoding="utf-8"
+                    )
+                self._lines.handle(logging.makeLogRecord({"msg": line}))
         except OSError as error:
             raise self._failed(error) from error
 
     def close(self) -> None:
         """Close the file; a later write opens it again. Raises JournalError when the last records cannot be kept."""
-        lines, self._lines = self._lines, None
-        if lines is not None:
+        with self._lock:
+            lines, self._lines = self._lines, None
+            if lines is None:
+                return
             try:
                 lines.close()
             except OSError as error:

@@ -184,7 +184,8 @@ class ModelManager:
                     raise
             finally:
                 lease.release()
-                scaler.update_performance_metrics(answering.sample())
+                if (sample := answering.sample()) is not None:
+                    scaler.update_performance_metrics(sample)
 
     async def _prepare(self, request: Mapping[str, Any], lease: Lease, check: Preflight) -> dict[str, Any]:
         """The request as the level can take it: shortened where the pre-flight check says so, and fitted."""

@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -209,20 +210,19 @@ def switching() -> list[Figure]:
         config.write_text(f"journal: {{path: {folder}/journal.jsonl}}\nmonitor: {{interval_s: 0.1}}\n")
         levels = {level.name: level for level in settings.ladder}
         with ModelManager(config) as manager:
-            done: list[SwitchDone] = []
-            manager.scaler.subscribe(lambda event: done.append(event) if isinstance(event, SwitchDone) else None)
-            manager.scaler.want(True)
+            done = threading.Event()
+            manager.scaler.subscribe(lambda event: done.set() if isinstance(event, SwitchDone) else None)
             manager.generate_response_sync("Hello")
             for _ in range(ROUNDS):
                 for name in ("large", "small"):
                     bare = asyncio.run(bare_load(levels[name]))
+                    done.clear()
                     began = time.perf_counter()
                     manager.scaler.pin(name)
-                    while manager.generate_response_sync("Hello", max_tokens=1).level != name:
-                        pass
+                    done.wait()
                     extra[name].append(time.perf_counter() - began - bare)
     return [
-        Figure(f"switch to {name}, until it answers, beyond the bare load", statistics.median(times), "s", 0.5)
+        Figure(f"switch to {name}, beyond the bare load of it", statistics.median(times), "s", 0.5)
         for name, times in extra.items()
     ]
 

@@ -37,7 +37,7 @@ def test_every_guard_tells_its_numbers() -> None:
             "fits_below_band",
             "small",
         ): "usage at small would be 41.7 % of 24 GiB, at most 77 % for 109 s of the 300 s asked",
-        ("recovers", "small"): "usage at small would be 41.7 % of 24 GiB, at most 92 % for 109 s of the 0 s asked",
+        ("recovers", "small"): "usage at small would be 41.7 % of 24 GiB; to be loaded it must be at most 92 %",
         ("forecast_fits", "large"): "usage at large will be at most 83.3 % of 24 GiB in 10 s; the limit is 80 %",
         ("forecast_over", "medium"): "usage at medium will be at least 58.3 % of 24 GiB in 6 s; the limit is 95 %",
         ("no_lower_fits", "medium"): "no smaller level stays under 95 %",

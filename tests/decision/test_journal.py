@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scaler import journal as journal_module
 from scaler.errors import ScalerError
 from scaler.events import DecisionMade, Hurried, ModelDied, PinChanged, SwitchDone, SwitchFailed
 from scaler.journal import Journal, JournalError, read, record_of
@@ -196,6 +197,32 @@ def test_writers_on_many_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
     records = list(read(journal.path, files=50))
     for who in range(4):
         assert [record["n"] for record in records if record["who"] == who] == list(range(200))
+
+
+def test_threads_that_write_the_first_record_together_open_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two handles on one file would rotate it under each other."""
+    opened: list[str] = []
+    plain = journal_module._Lines._open
+    monkeypatch.setattr(journal_module._Lines, "_open", lambda lines: opened.append(lines.baseFilename) or plain(lines))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for attempt in range(100):
+            journal = Journal(tmp_path / f"{attempt}.jsonl")
+            together = threading.Barrier(4)
+            threads = [
+                threading.Thread(target=lambda j=journal, b=together: (b.wait(), j.write({"n": 1}))) for _ in range(4)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            journal.close()
+    finally:
+        sys.setswitchinterval(before)
+    assert len(opened) == len(set(opened)) == 100
 
 
 def test_a_decision_is_kept_with_all_that_led_to_it() -> None:

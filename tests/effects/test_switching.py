@@ -234,7 +234,8 @@ async def test_an_answer_that_stands_still_is_ended_when_its_time_is_up(stage: S
 @on_stage
 async def test_a_hurried_drain_shrinks_the_limits_of_running_answers(stage: Stage) -> None:
     """Usage turned critical in the middle of a drain."""
-    await stage.serve("small")
+    small = await stage.serve("small")
+    small.more.release()
     answer = asyncio.create_task(stage.answer(100))
     while not stage.switcher.answering:
         await asyncio.sleep(0)
