@@ -7,11 +7,12 @@ subscribes to ``on_enter`` does).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -333,6 +334,21 @@ class ProactiveScaler:
         """
         self._subscribers.append(callback)
         return lambda: self._subscribers.remove(callback) if callback in self._subscribers else None
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Yield every event from now on, in order, to a coroutine on any loop. Closing it unsubscribes."""
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+
+        def take(event: Event) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, event)
+
+        unsubscribe = self.subscribe(take)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            unsubscribe()
 
     def on_enter(self, effect: Callable[[Switch], None]) -> Callable[[], None]:
         """Have ``effect`` perform the switches; returns the way out. It must only note the switch and return.

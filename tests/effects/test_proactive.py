@@ -264,6 +264,24 @@ def test_subscribers_may_call_back_and_hear_events_in_order() -> None:
     assert heard == ["DecisionMade", "SwitchDone", "DecisionMade", "SwitchDone", "PinChanged"]
 
 
+def test_a_coroutine_may_await_the_events() -> None:
+    """For programs that live on an event loop; the readings come from another thread."""
+    bench = Bench()
+
+    async def body() -> list[str]:
+        heard = []
+        events = bench.scaler.events()
+        first = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(bench.read, 2.0)
+        heard.append(type(await first).__name__)
+        heard.append(type(await anext(events)).__name__)
+        await events.aclose()
+        return heard
+
+    assert asyncio.run(body()) == ["DecisionMade", "SwitchDone"]
+
+
 @pytest.fixture
 def monitored() -> Iterator[ProactiveScaler]:
     """A scaler with a fast real monitor of this machine."""
