@@ -36,9 +36,10 @@ arena: $(READY) ## score the decisions, where the arena lies beside this checkou
 	$(BIN)/python ../shared/arena/arena.py ../shared/arena/traces/*.csv.gz --synthetic --command $(BIN)/scaler control
 
 $(READY): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scaler needs Python 3.11 or newer: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[llama,server,demo,dev]'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scaler needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo "installing what scaler needs into $(VENV), this once; it takes a minute or a few"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[llama,server,demo,dev]'
 	@touch $@
 
 clean:

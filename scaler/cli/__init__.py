@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from scaler import __version__
 from scaler.errors import ConfigError, DaemonUnreachable, ScalerError
 
 EXIT_OK, EXIT_NO, EXIT_USAGE, EXIT_FAILED, EXIT_UNREACHABLE = 0, 1, 2, 3, 4
-EXIT_CODES = "exit codes: 0 done or yes, 1 no, 2 wrong usage or configuration, 3 failed, 4 no daemon answers"
+EXIT_INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
+EXIT_CODES = "Exit codes: 0 done or yes, 1 no, 2 wrong usage or configuration, 3 failed, 4 no daemon answers."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,9 @@ def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scaler",
         description="Keeps the best local language model that this machine can sustain, all the time.",
-        epilog=f"Start with `scaler run`. {EXIT_CODES}.",
+        epilog=f"Start with `scaler run`. {EXIT_CODES}",
     )
+    parser.add_argument("--version", action="version", version=f"scaler {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Only the command that was asked for is imported, so that each starts quickly.
     named = next((w.replace("-", "_") for w in wanted if not w.startswith("-")), None)
@@ -63,8 +66,13 @@ def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Errors of ours are one message on stderr."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    args = _parser(arguments).parse_args(arguments)
     try:
+        parser = _parser(arguments)
+        if not arguments:
+            # Whoever types the bare name wants to know what there is, not that something is missing.
+            parser.print_help(sys.stderr)
+            return EXIT_USAGE
+        args = parser.parse_args(arguments)
         code = int(args.run(args))
         sys.stdout.flush()
         return code
@@ -83,4 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except KeyboardInterrupt:
-        return 130
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the shell's prompt is not to stand behind what was being said
+        return EXIT_INTERRUPTED

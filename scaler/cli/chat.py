@@ -7,6 +7,7 @@ import sys
 
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.daemon import add_arguments, address, stream
+from scaler.errors import DaemonUnreachable, ScalerError
 
 ANSWER_TIMEOUT_S = 600.0
 """The longest silence in an answer: a large model may read a long prompt for minutes on a small machine."""
@@ -35,11 +36,20 @@ def _run(args: argparse.Namespace) -> int:
         try:
             said = input("you> " if talking else "")
         except EOFError:
+            if talking:
+                print()
             return EXIT_OK
         if not said.strip():
             continue
         messages.append({"role": "user", "content": said})
-        messages.append({"role": "assistant", "content": _say(url, messages, options)})
+        try:
+            messages.append({"role": "assistant", "content": _say(url, messages, options)})
+        except ScalerError as error:
+            if not talking or isinstance(error, DaemonUnreachable):
+                raise
+            # A question that could not be answered is not the end of the conversation; it may be put again.
+            print(f"scaler: {error}", file=sys.stderr)
+            messages.pop()
 
 
 def _say(url: str, messages: list[dict[str, str]], options: dict[str, int]) -> str:
@@ -48,13 +58,13 @@ def _say(url: str, messages: list[dict[str, str]], options: dict[str, int]) -> s
     body = {"messages": messages, "stream": True, **options}
     for event in stream(f"{url}/v1/chat/completions", body, ANSWER_TIMEOUT_S):
         for choice in event.get("choices", ()):
-            piece = choice.get("delta", {}).get("content")
-            if piece:
-                if not text and sys.stdout.isatty():
+            piece = choice.get("delta", {}).get("content") or ""
+            if not text:
+                piece = piece.lstrip()
+                if piece and sys.stdout.isatty():
                     print(f"{event['model']}> ", end="")
-                    piece = piece.lstrip()
-                text += piece
-                print(piece, end="", flush=True)
+            text += piece
+            print(piece, end="", flush=True)
     print()
     return text
 

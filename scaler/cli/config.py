@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scaler import paths
 from scaler.cli import EXIT_OK, EXIT_USAGE, Command
-from scaler.errors import ConfigError
+from scaler.errors import ConfigError, LevelUnavailable
 
 if TYPE_CHECKING:
     from scaler.settings import Decided
@@ -47,16 +48,37 @@ def _run(args: argparse.Namespace) -> int:
 
 def _check(config: Path | None, *, as_json: bool) -> int:
     if not as_json:
-        _decided(config)
+        _usable(config)
         print("ok")
         return EXIT_OK
     try:
-        _decided(config)
+        _usable(config)
     except ConfigError as error:
         print(json.dumps({"ok": False, "error": str(error)}, indent=2))
         return EXIT_USAGE
     print(json.dumps({"ok": True}, indent=2))
     return EXIT_OK
+
+
+def _usable(config: Path | None) -> None:
+    """Raises ConfigError for all that would keep `scaler run` from starting, the models' files included."""
+    from scaler.assembly import assemble
+    from scaler.settings import load_settings
+
+    _decided(config)
+    settings = load_settings(config)
+    absent = [
+        f"{settings.file}: {level.name}: {level.model}: no such file; correct the level's model"
+        for level in settings.ladder
+        # The demo ladder's are made when they are wanted.
+        if level.model.parent != paths.demo_models() and not level.model.is_file()
+    ]
+    if absent:
+        raise ConfigError("\n".join(absent))
+    try:
+        assemble(config)
+    except LevelUnavailable as error:
+        raise ConfigError(f"{settings.file}: {error}") from error
 
 
 def _decided(config: Path | None) -> Mapping[str, Decided]:

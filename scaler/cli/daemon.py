@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scaler.errors import DaemonUnreachable, ScalerError
+from scaler.errors import ConfigError, DaemonUnreachable, ScalerError
 from scaler.settings import load_settings
 
 
@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def address(args: argparse.Namespace) -> str:
     """The daemon's URL without a slash at the end. Raises ConfigError."""
     if args.url:
-        return str(args.url).rstrip("/")
+        url = str(args.url).rstrip("/")
+        return url if "://" in url else f"http://{url}"
     server = load_settings(args.config).server
     host = f"[{server.host}]" if ":" in server.host else server.host
     return f"http://{host}:{server.port}"
@@ -34,7 +35,10 @@ def address(args: argparse.Namespace) -> str:
 def ask(url: str, *, method: str = "GET", body: Mapping[str, Any] | None = None, timeout_s: float = 10.0) -> Any:
     """The daemon's JSON answer. Raises DaemonUnreachable, or ScalerError with the daemon's own words."""
     with _open(url, method, body, timeout_s) as response:
-        return json.load(response)
+        try:
+            return json.load(response)
+        except ValueError as error:
+            raise ScalerError(f"what answers at {url} is no scaler; expected JSON, give another --url") from error
 
 
 def stream(url: str, body: Mapping[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
@@ -60,8 +64,10 @@ def _open(
     data = None if body is None else json.dumps(body).encode()
     try:
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+        if request.type not in ("http", "https"):
+            raise ValueError(f"{url!r} is no address of a web server")
     except ValueError as error:
-        raise ScalerError(f"--url: {error}; expected an address such as http://127.0.0.1:8484") from error
+        raise ConfigError(f"--url: {error}; expected an address such as http://127.0.0.1:8484") from error
     try:
         # Not through a proxy of the environment: the daemon is on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

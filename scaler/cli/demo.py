@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import deque
 
 from scaler.cli import EXIT_FAILED, EXIT_OK, Command
 from scaler.cli.words import gib
 from scaler.errors import MissingExtra
 from scaler.events import DecisionMade, SwitchDone
+from scaler.levels import OFF
 from scaler.proactive import Event
+
+PICTURE_LINES = 22
+"""How high the picture is without the decisions, in lines."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +45,8 @@ def _run(args: argparse.Namespace) -> int:
             change = f"{decision.source} → {decision.dest}"
             lines.append(f"{time.monotonic() - began:5.1f} s  {change}: {decision.reason}")
         elif isinstance(event, SwitchDone):
-            lines.append(f"{time.monotonic() - began:5.1f} s  {event.level} serves, after {event.took_s:.1f} s")
+            serves = f"{event.level} serves" if event.level != OFF else "nothing is loaded"
+            lines.append(f"{time.monotonic() - began:5.1f} s  {serves}, after {event.took_s:.1f} s")
 
     with demo_config() as config, ModelManager(config) as manager:
         scaler = manager.scaler
@@ -50,8 +56,9 @@ def _run(args: argparse.Namespace) -> int:
         policy = scaler.policy
         console.print(
             f"This is the real thing on this machine: llama.cpp, {gib(total)} of RAM, another process that takes "
-            f"memory.\nOnly two settings are changed: the limit is {gib(policy.scale_at * total)} instead of 80 %, so "
-            f"that some hundred MiB are enough,\nand the dwell is {DWELL_S:.0f} s instead of five minutes.\n",
+            f"memory.\nFor the show, the limits are just above what is used now ({gib(policy.scale_at * total)}), so "
+            f"that some hundred MiB are enough,\nand the waits are short: room must stay for {DWELL_S:.0f} s before a "
+            "climb (the dwell), not for five minutes.\n",
             highlight=False,
         )
         picture = Picture(
@@ -61,6 +68,8 @@ def _run(args: argparse.Namespace) -> int:
             policy.critical_at * total,
             max(40, console.width - 26),
         )
+        # A picture that is higher than the terminal would lose its end, where the answers are.
+        picture.decisions = deque(maxlen=min(7, max(1, console.height - PICTURE_LINES)))
         live = console.is_terminal and not args.plain
         shown = 0
 
@@ -71,7 +80,8 @@ def _run(args: argparse.Namespace) -> int:
             if live:
                 if usage is not None:
                     picture.add(Moment(usage.other_bytes, usage.own_bytes, status.serving))
-                picture.title = f" {time.monotonic() - began:3.0f} s  {act.title}  (pressure {gib(held)}) "
+                taken = f"  (pressure {gib(held)})" if held else ""
+                picture.title = f"{time.monotonic() - began:.0f} s  {act.title}{taken}"
                 counts = ", ".join(f"{count} by {level}" for level, count in chat.answers.items())
                 picture.answers = f"{sum(chat.answers.values())} answers ({counts}), {len(chat.errors)} errors"
                 picture.latest = chat.latest
@@ -89,7 +99,7 @@ def _run(args: argparse.Namespace) -> int:
         else:
             chat = play(manager, show)
     answers = ", ".join(f"{count} by {level}" for level, count in chat.answers.items())
-    print(f"\n{sum(chat.answers.values())} answers ({answers}), {len(chat.errors)} errors, none cut off.")
+    print(f"\n{sum(chat.answers.values())} answers ({answers}), {len(chat.errors)} questions without one.")
     for message in chat.errors:
         print(f"error: {message}", file=sys.stderr)
     return EXIT_FAILED if chat.errors else EXIT_OK

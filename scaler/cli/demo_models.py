@@ -16,7 +16,9 @@ CLEAR_LINE = "\r\x1b[K"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--folder", type=Path, metavar="DIR", help=f"where to; {paths.demo_models()} when left out")
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", help=f"write them there instead of to {paths.demo_models()}"
+    )
     parser.add_argument("--json", action="store_true", help="the files as JSON")
 
 

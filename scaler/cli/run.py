@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from scaler import __version__
+from scaler import __version__, paths
 from scaler.cli import EXIT_OK, Command
-from scaler.cli.words import gib
-from scaler.errors import MissingExtra
+from scaler.cli.daemon import address
+from scaler.cli.words import duration, gib
+from scaler.errors import ConfigError, MissingExtra, ScalerError
 from scaler.events import DecisionMade, ModelDied, PinChanged, SwitchDone, SwitchFailed
 from scaler.monitor import SensorLost, SensorRecovered
 from scaler.proactive import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scaler.settings import LevelSettings
+
+HINTS = (
+    ("chat", "talk to it"),
+    ("explain", "why this level, and what the larger ones lack"),
+    ("status", "how the machine stands"),
+)
+"""What to try next, and what it is for."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +48,13 @@ def _run(args: argparse.Namespace) -> int:
         ) from error
     from scaler.manager import ModelManager
 
+    if args.port is not None and not 0 <= args.port <= 65535:
+        raise ConfigError(f"--port: {args.port} cannot be used; expected a whole number from 0 to 65535")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with ModelManager(args.config) as manager:
+        _check_demo_models(manager.settings.ladder)
         server = manager.settings.server
         port = server.port if args.port is None else args.port
         endpoint = Endpoint(manager, args.host or server.host, port)
@@ -46,13 +65,15 @@ def _run(args: argparse.Namespace) -> int:
         _line(f"scaler {__version__}")
         _line(f"tier      {tier.tier.name}: {tier.reasons[0]}")
         _line(f"ladder    {ladder}")
+        _line(f"climbs    once a larger level has fitted for {duration(manager.scaler.policy.dwell_s)}")
         _line(f"endpoint  {endpoint.url}/v1   (model: auto)")
         _line(f"journal   {manager.journal.path}")
         _line("")
         _line("Try, in another terminal:")
         _line(f"  curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' \\")
         _line("""    -d '{"messages": [{"role": "user", "content": "Who are you?"}]}'""")
-        _line("  scaler chat     scaler explain     scaler status")
+        for command, what in HINTS:
+            _line(f"  {_program()} {command:<7}{_where(endpoint.url)}  # {what}")
         _line("Ctrl-C stops it.")
         _line("")
         manager.scaler.want(True)
@@ -63,6 +84,33 @@ def _run(args: argparse.Namespace) -> int:
             _line("stopping: running answers end, models are unloaded")
             endpoint.stop()
     return EXIT_OK
+
+
+def _check_demo_models(ladder: Sequence[LevelSettings]) -> None:
+    """Raises ScalerError for demo models that were not made yet: a newcomer is told so before anything fails."""
+    absent = [level.name for level in ladder if level.model.parent == paths.demo_models() and not level.model.is_file()]
+    if absent:
+        raise ScalerError(
+            f"the demo models ({', '.join(absent)}) are not there yet; make them with `{_program()} demo-models`, "
+            f"or write a ladder of your own models into {paths.config_file()}"
+        )
+
+
+def _program() -> str:
+    """How a person in the same folder calls this command line: it is not on the PATH of a plain checkout."""
+    called = Path(sys.argv[0])
+    if called.stem != "scaler":
+        return "python -m scaler"
+    return "scaler" if shutil.which("scaler") else str(called)
+
+
+def _where(url: str) -> str:
+    """The option that other commands need in order to find this daemon; nothing where they look for it anyway."""
+    try:
+        known = address(argparse.Namespace(url=None, config=None))
+    except ConfigError:
+        known = None
+    return "" if url == known else f" --url {url}"
 
 
 def _line(text: str) -> None:

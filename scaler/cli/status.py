@@ -57,4 +57,4 @@ def _lines(status: dict[str, Any]) -> list[str]:
     return lines
 
 
-COMMAND = Command("status", "what serves now, and how the machine stands", _add_arguments, _run)
+COMMAND = Command("status", "what serves now (exit code 1: nothing), and how the machine stands", _add_arguments, _run)

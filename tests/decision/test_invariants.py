@@ -187,6 +187,7 @@ class Invariants(RuleBasedStateMachine):
         self.tickets: list[int] = []
         self.machine = Watched(ladder, policy, self.entered, on_hurry=self.hurried, initial=self.initial)
         self.last_change_s = -math.inf
+        self.failed_s = dict.fromkeys(ladder.names, -math.inf)
         self.log: list[tuple[float, tuple[float | None, ...], tuple[float, ...]]] = []
 
     # ------------------------------------------------------------------ the machine's other side
@@ -238,7 +239,7 @@ class Invariants(RuleBasedStateMachine):
 
     def observe(self, reading: Reading) -> None:
         """Hand in a usable reading, and check all that must hold of the answer."""
-        machine, evidence = self.machine, self.machine.evidence
+        policy, machine, evidence = self.policy, self.machine, self.machine.evidence
         before = machine.state
         moved = self.tell("observe", reading)
         complete = tuple(self.shares(reading, known=False))
@@ -252,8 +253,9 @@ class Invariants(RuleBasedStateMachine):
             assert machine.last_decision.projected == dict(zip(self.ladder.names, complete, strict=True))
             if there > here >= 0:
                 self.check_climb(there, reading.at_s)
+            if there >= 0:
+                assert reading.at_s - self.failed_s[machine.state] >= policy.backoff_s, "failed lately"
             if there > here:
-                assert evidence.backoff_until_s[there] <= reading.at_s
                 assert evidence.pinned is None or there <= evidence.pinned
             self.last_change_s = reading.at_s
         if there >= 0:
@@ -424,6 +426,8 @@ class Invariants(RuleBasedStateMachine):
         if not keeps:
             self.plant.loaded = OFF
         self.last_change_s = self.now_s
+        if pending.dest not in (OFF, self.plant.loaded):
+            self.failed_s[pending.dest] = self.now_s
         self.tell("switch_failed", pending.ticket, self.plant.loaded, self.now_s)
         assert self.machine.state != pending.dest or self.plant.loaded == pending.dest
 
@@ -435,6 +439,7 @@ class Invariants(RuleBasedStateMachine):
         if died == self.machine.state:
             self.plant.pending = None
             self.last_change_s = self.now_s
+        self.failed_s[died] = self.now_s
         self.tell("died", died, self.now_s)
         assert self.machine.state != died
         assert self.machine.serving == OFF

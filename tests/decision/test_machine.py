@@ -91,6 +91,14 @@ def test_exactly_at_the_band_is_room_enough_and_exactly_at_scale_at_is_not_over(
     assert drive.state == "large"
 
 
+def test_exactly_at_critical_is_critical() -> None:
+    """From that mark on people feel it: at it, not only beyond it."""
+    drive = Driver(initial="small", scale_at=0.5, critical_at=0.75)
+    drive.read(16)
+    assert drive.machine.evidence.projected[0] == 0.75
+    assert drive.moves == [("observe", "small", OFF)]
+
+
 def test_a_gradual_rise_of_free_memory_ends_in_one_upgrade_a_dwell_after_the_room_came() -> None:
     """A program that gives its memory back slowly makes one switch, and not before the last of it has stayed."""
     drive = Driver(Ladder([LADDER[0], LADDER[2]]), initial="small")

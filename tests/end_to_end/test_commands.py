@@ -84,7 +84,7 @@ def test_it_leaves_no_process_when_it_is_told_to_end_and_when_it_is_killed(confi
     """Model processes die with their parent, also when nobody asked it first."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         daemon = Daemon(configure())
-        daemon.wait_for("serves now")
+        daemon.wait_for("small serves now")
         children = psutil.Process(daemon.process.pid).children(recursive=True)
         assert children
         os.kill(daemon.process.pid, number)
