@@ -26,7 +26,7 @@ class Verdict(NamedTuple):
     asked: float | None = None
 
 
-HELD = "usage at {level} would be {measured} of {total}, at most {limit} for {extra:.0f} s of the {asked:.0f} s asked"
+HELD = "usage at {level} would be {measured} of {total}, at most {limit} for {extra:.0f} s; {asked:.0f} s are asked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def settled(evidence: Evidence, _: int) -> Verdict:
 
 def rested(evidence: Evidence, position: int) -> Verdict:
     """The last change lies at least the dwell back."""
-    since = evidence.now_s - evidence.changed_at_s
+    since = max(0.0, evidence.now_s - evidence.changed_at_s)
     dwell = evidence.dwell_s(position)
     return Verdict(
         since >= dwell,
@@ -247,13 +247,9 @@ def backing_off(evidence: Evidence, position: int) -> Verdict:
     left = evidence.backoff_until_s[position] - evidence.now_s
     if left <= 0:
         return Verdict(False, None, None, "{level} is not backing off")
-    return Verdict(
-        True,
-        None,
-        None,
-        f"{{level}} failed {evidence.failures[position]} times and is left alone for another {{extra:.0f}} s",
-        left,
-    )
+    failures = evidence.failures[position]
+    times = "once" if failures == 1 else f"{failures} times"
+    return Verdict(True, None, None, f"{{level}} failed {times} and is left alone for another {{extra:.0f}} s", left)
 
 
 def allowed(evidence: Evidence, position: int) -> Verdict:

@@ -75,9 +75,13 @@ class ModelManager:
     ) -> None:
         """``config``: a YAML in place of the person's own; ``sensors`` makes those of a machine other than this.
 
-        Raises ConfigError when the configuration is at fault, LevelUnavailable when a level cannot be sized.
+        Raises ConfigError when the configuration is at fault, LevelUnavailable when a level cannot be sized,
+        MissingExtra when the library of a runtime is not installed.
         """
         parts = assemble(config)
+        # Before anything is started: without its library no level could ever be loaded.
+        for runtime, _ in parts.levels.values():
+            runtime.require()
         settings = parts.settings
         self.settings = settings
         self.detection = parts.tier

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from scaler.errors import LevelUnavailable, QueueFull, RequestTimedOut
+from scaler.errors import LevelUnavailable, MissingExtra, QueueFull, RequestTimedOut
 from scaler.levels import OFF
 from scaler.machine import Switch
 from scaler.runtimes.protocol import LoadedModel, Runtime
@@ -219,7 +219,7 @@ class Switcher:
     async def _perform(self, switch: Switch) -> None:
         try:
             load_s = await self._go(switch)
-        except LevelUnavailable as error:
+        except (LevelUnavailable, MissingExtra) as error:
             self._give_up(switch, str(error))
         except Exception as error:
             # A fault in a runtime must not leave the state and what serves apart: the level backs off.

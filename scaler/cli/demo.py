@@ -99,7 +99,10 @@ def _run(args: argparse.Namespace) -> int:
         else:
             chat = play(manager, show)
     answers = ", ".join(f"{count} by {level}" for level, count in chat.answers.items())
-    print(f"\n{sum(chat.answers.values())} answers ({answers}), {len(chat.errors)} questions without one.")
+    print(
+        f"\n{sum(chat.answers.values())} answers ({answers}), {chat.shortened} of them shortened, "
+        f"{len(chat.errors)} questions without one."
+    )
     for message in chat.errors:
         print(f"error: {message}", file=sys.stderr)
     return EXIT_FAILED if chat.errors else EXIT_OK

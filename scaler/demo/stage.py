@@ -79,7 +79,7 @@ def demo_config() -> Iterator[Path]:
         "policy": {
             "scale_at": scale_at,
             "band": 60 * MIB / memory.total_bytes,
-            "critical_at": scale_at + 600 * MIB / memory.total_bytes,
+            "critical_at": scale_at + 1200 * MIB / memory.total_bytes,
             "dwell_s": DWELL_S,
             "dwell_max_s": DWELL_S,
             "debounce_s": 2.0,
@@ -105,6 +105,7 @@ class Chat(threading.Thread):
         self._enough = threading.Event()
         self.answers: Counter[str] = Counter()
         self.errors: list[str] = []
+        self.shortened = 0
         self.latest = ""
 
     def run(self) -> None:
@@ -116,6 +117,7 @@ class Chat(threading.Thread):
                 self.errors.append(str(error))
             else:
                 self.answers[answer.level] += 1
+                self.shortened += answer.finish_reason == "length"
                 self.latest = f"{answer.level}: {answer.text.strip()}"
             self._enough.wait(0.3)
 

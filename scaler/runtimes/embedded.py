@@ -50,13 +50,17 @@ class EmbeddedRuntime:
         """The children that are loaded or loading."""
         return tuple(pid for child in tuple(self._children) if (pid := child.pid) is not None)
 
-    async def load(self, settings: LevelSettings, progress: Callable[[float], None]) -> EmbeddedModel:
-        """Start a child, wait until it serves. Raises LevelUnavailable, MissingExtra."""
+    def require(self) -> None:
+        """Raises MissingExtra when llama.cpp or the HTTP client is not installed."""
         for module in ("xllamacpp", "aiohttp"):
             if find_spec(module) is None:
                 raise MissingExtra(
                     f"{module} is not installed; install it with: pip install 'capability-scaler[llama]'"
                 )
+
+    async def load(self, settings: LevelSettings, progress: Callable[[float], None]) -> EmbeddedModel:
+        """Start a child, wait until it serves. Raises LevelUnavailable, MissingExtra."""
+        self.require()
         # The file's size only: reading the metadata is for footprint(), and llama.cpp tells by itself what is wrong.
         expected_bytes = weights_bytes(settings.name, settings.model)
         progress(0.0)

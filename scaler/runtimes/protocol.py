@@ -41,6 +41,9 @@ class LoadedModel(Protocol):
 class Runtime(Protocol):
     """Loads levels."""
 
+    def require(self) -> None:
+        """Raise MissingExtra when a library that loading takes is not installed."""
+
     def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
         """Estimate what serving the level will take, in bytes a resource; raises LevelUnavailable."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import time
 
 from aiohttp import web
@@ -54,7 +55,7 @@ class Endpoint:
         except OSError as error:
             await runner.cleanup()
             raise ScalerError(
-                f"cannot listen on {self._host}:{self._port}: {error.strerror or error}; "
+                f"cannot listen on {self._host}:{self._port}: {os.strerror(error.errno or 0)}; "
                 "is another scaler running? Choose another port with --port"
             ) from error
         self._runner = runner

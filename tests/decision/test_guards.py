@@ -36,13 +36,13 @@ def test_every_guard_tells_its_numbers() -> None:
         (
             "fits_below_band",
             "small",
-        ): "usage at small would be 41.7 % of 24 GiB, at most 77 % for 109 s of the 300 s asked",
+        ): "usage at small would be 41.7 % of 24 GiB, at most 77 % for 109 s; 300 s are asked",
         ("recovers", "small"): "usage at small would be 41.7 % of 24 GiB; to be loaded it must be at most 92 %",
         ("forecast_fits", "large"): "usage at large will be at most 83.3 % of 24 GiB in 10 s; the limit is 80 %",
         ("forecast_over", "medium"): "usage at medium will be at least 58.3 % of 24 GiB in 6 s; the limit is 95 %",
         ("no_lower_fits", "medium"): "no smaller level stays under 95 %",
         ("no_lower_fits", "large"): "a smaller level stays under 95 %",
-        ("backing_off", "small"): "small failed 1 times and is left alone for another 50 s",
+        ("backing_off", "small"): "small failed once and is left alone for another 50 s",
         ("backing_off", "large"): "large is not backing off",
         ("calm", "large"): "tasks wait for memory 2 % of the time; the limit is 10 %",
         ("rested", "large"): "nothing changed yet",
@@ -138,7 +138,7 @@ def test_backing_off_is_a_wait() -> None:
     drive.machine.died("medium", drive.now_s)
     drive.read(4, 20)
     assert drive.outlook("large").wait_s == 480
-    assert drive.outlook("large").lacking[-1] == "large failed 1 times and is left alone for another 480 s"
+    assert drive.outlook("large").lacking[-1] == "large failed once and is left alone for another 480 s"
 
 
 def test_an_outlook_lacks_what_does_not_hold_and_a_failure_that_does() -> None:

@@ -63,6 +63,8 @@ class Runtime:
     def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
         return {"ram": 1}
 
+    def require(self) -> None: ...
+
     def pids(self) -> tuple[int, ...]:
         return ()
 

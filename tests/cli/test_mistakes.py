@@ -1,0 +1,91 @@
+"""What a newcomer gets wrong: one message that helps, and an exit code that says so."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from scaler import __version__
+from tests.cli.conftest import Run
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """The address of a web server that is no scaler."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>hello</html>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_bare_name_shows_what_there_is(scaler: Run) -> None:
+    """Still wrong usage, for scripts; the version can be asked for."""
+    bare = scaler()
+    assert (bare.returncode, bare.stdout) == (2, "")
+    assert "Start with `scaler run`" in bare.stderr
+    assert scaler("--version").stdout == f"scaler {__version__}\n"
+
+
+def test_an_address_is_taken_as_people_write_it(scaler: Run, stranger: str) -> None:
+    """Without a scheme it is http; what is no address is said to be none, and what is no scaler, too."""
+    told = scaler("status", "--url", stranger)
+    assert told.returncode == 3
+    assert f"http://{stranger}/status is no scaler" in told.stderr
+    told = scaler("status", "--url", "ftp://127.0.0.1")
+    assert told.returncode == 2
+    assert "expected an address such as" in told.stderr
+    assert scaler("status", "--url", "127.0.0.1:9").returncode == 4
+
+
+def test_run_says_that_the_demo_models_are_to_be_made_first(scaler: Run) -> None:
+    """With the command that makes them."""
+    told = scaler("run", "--port", "0")
+    assert (told.returncode, told.stdout) == (3, "")
+    assert "scaler demo-models`" in told.stderr
+
+
+def test_run_refuses_a_port_that_there_is_not(scaler: Run) -> None:
+    """As wrong usage."""
+    told = scaler("run", "--port", "99999")
+    assert told.returncode == 2
+    assert told.stderr == "scaler: --port: 99999 cannot be used; expected a whole number from 0 to 65535\n"
+
+
+def test_check_tells_models_that_are_not_there_or_none(
+    scaler: Run, own_config: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """All that are absent; a file that is no model; levels in the wrong order."""
+
+    def told(*levels: dict[str, object]) -> str:
+        own_config(json.dumps({"ladder": levels}))
+        done = scaler("config", "check")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert json.loads(scaler("config", "check", "--json").stdout)["error"] in done.stderr
+        return done.stderr
+
+    absent = told({"name": "a", "model": "a b.gguf", "ram_gib": 1}, {"name": "b", "model": "b.gguf"})
+    assert absent.count("no such file") == 2
+    assert "a b.gguf" in absent
+    other = tmp_path / "other.gguf"
+    other.write_text("not a model")
+    assert "not a whole GGUF file" in told({"name": "a", "model": str(other)})
+    assert "smallest" in told(
+        {"name": "a", "model": str(other), "ram_gib": 2}, {"name": "b", "model": str(other), "ram_gib": 1}
+    )
