@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 from scaler.answering import Answering, Chunk, collect
 from scaler.assembly import assemble
@@ -100,7 +101,7 @@ class ModelManager:
         self.progress: dict[str, float] = {}
         self._notify_upgrades = notify_upgrades
         self._notice_takers: list[Callable[[Notice], None]] = [on_notice] if on_notice else []
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._effects = LoopThread("scaler-effects")
         self._switcher = Switcher(
             parts.levels,

@@ -16,6 +16,9 @@ from scaler.serving.openai import OpenAI
 MAX_BODY_BYTES = 32 * 1024**2
 """The largest request: a long conversation with a picture or two."""
 
+GRACE_S = 2.0
+"""For how long running answers may go on when the endpoint is stopped."""
+
 
 class Endpoint:
     """A listening server; `start` and `stop` may be called from any thread without a loop."""
@@ -48,7 +51,7 @@ class Endpoint:
         app.add_routes(OpenAI(self._manager, int(time.time())).routes())
         app.add_routes(Control(self._manager).routes())
         # A client that hangs up cancels its handler, and with it the generation that nobody reads any more.
-        runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=GRACE_S)
         await runner.setup()
         try:
             await web.TCPSite(runner, self._host, self._port).start()

@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from scaler.answering import Chunk, collect
-from scaler.errors import RequestRejected, ScalerError
+from scaler.errors import LevelUnavailable, RequestRejected, ScalerError
 from scaler.manager import ModelManager
 from scaler.serving.errors import RETRY_AFTER_S, body_of, error_body, status_of
 
@@ -74,7 +74,9 @@ class OpenAI:
         self, request: web.Request, body: dict[str, Any], chunks: AsyncGenerator[Chunk, None]
     ) -> web.StreamResponse:
         # The first chunk is awaited before the headers go out: until then an error is a status, not a broken stream.
-        first = await anext(chunks)
+        first = await anext(chunks, None)
+        if first is None:
+            raise LevelUnavailable("the model ended its answer without a word; try again")
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", LEVEL_HEADER: first.level}
         )

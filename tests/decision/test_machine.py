@@ -135,6 +135,15 @@ def test_a_forecast_of_growth_keeps_a_level_that_fits_now_from_being_climbed_to(
     assert re.fullmatch(r"usage at large will be at most 8\d\.\d % of 24 GiB in 10 s; the limit is 80 %", lacking)
 
 
+def test_a_climb_looks_as_far_ahead_as_the_descent_that_could_follow_it() -> None:
+    """Where the smaller level loads slowly, the way back begins early: a climb into it would be undone at once."""
+    ladder = Ladder([Level("small", {RAM: 2 * GIB}, 0.5, 60.0), Level("large", {RAM: 7 * GIB}, 1.0, 1.0)])
+    drive = Driver(ladder, initial="small", dwell_s=10.0)
+    for second in range(25):
+        drive.read(second * 0.2)
+    assert drive.moves == []
+
+
 def test_memory_stalls_keep_the_level_where_it_is() -> None:
     """Tasks that wait for memory say more than a figure with room in it."""
     drive = Driver(initial="small")

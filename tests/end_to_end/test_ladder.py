@@ -214,6 +214,7 @@ def test_conversations_survive_switches(running: Running, machine: Machine) -> N
         assert [message["role"] for message in history] == ["system", "user", "assistant", "user", "assistant"]
         assert "small" in history[2]["content"]
         assert "large" in history[4]["content"]
+        assert not manager._turns
 
 
 def test_shutdown_leaves_nothing_behind(running: Running) -> None:
