@@ -51,7 +51,8 @@ ACTS = (
     Act("it stays like that", 8, "medium"),
     Act("it grows further", 12, "small"),
     Act("it stays like that", 10, "small"),
-    Act("it ends: the room has to stay for the dwell before the climb", 44, None),
+    Act("it ends", 6, None),
+    Act("the room has to stay for the dwell before the climb", 34, None),
 )
 
 
@@ -71,7 +72,7 @@ def demo_config() -> Iterator[Path]:
     ladder = [
         level.model_dump(mode="json", exclude_defaults=True) for level in load_settings(None, shipped=True).ladder
     ]
-    room = sum(int(level["ram_gib"] * GIB) for level in ladder[-1:]) + 250 * MIB
+    room = sum(int(level["ram_gib"] * GIB) for level in ladder[-1:]) + 500 * MIB
     scale_at = (used + room) / memory.total_bytes
     config = {
         "ladder": ladder,
