@@ -407,24 +407,23 @@ class ProactiveScaler:
     def _refresh_preflight(self) -> None:
         machine, evidence = self._machine, self._machine.evidence
         serving, switch = evidence.serving, machine.switch
-        age = None
         if serving is None or serving < 0:
             reason = f"{machine.state} is being loaded" if not machine.settled else self._why_off()
-            self._preflight = Preflight("wait", machine.state, None, reason, age)
+            self._preflight = Preflight("wait", machine.state, None, reason, None)
             return
         level = self.ladder[serving].name
         if not machine.settled and switch is not None and evidence.state < serving:
             self._preflight = Preflight(
-                "shorten", level, switch.drain_tokens, f"{level} gives way to {machine.state}", age
+                "shorten", level, switch.drain_tokens, f"{level} gives way to {machine.state}", None
             )
             return
         verdict = GUARDS["critical"].test(evidence, serving)
         if verdict.holds:
             self._preflight = Preflight(
-                "shorten", level, self.policy.drain_tokens, explain(evidence, serving, verdict), age
+                "shorten", level, self.policy.drain_tokens, explain(evidence, serving, verdict), None
             )
             return
-        self._preflight = Preflight("serve", level, None, f"{level} serves", age)
+        self._preflight = Preflight("serve", level, None, f"{level} serves", None)
 
     def _why_off(self) -> str:
         if self._machine.evidence.reading is None:
