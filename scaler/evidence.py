@@ -6,13 +6,27 @@ the machine writes it.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from scaler.caution import Caution
 from scaler.footprints import Footprints
 from scaler.levels import Ladder
+from scaler.needles import Needles
+from scaler.peaks import BUCKET_S, Peak, Peaks
 from scaler.policy import Policy
 from scaler.readings import Reading, Usage
 from scaler.trends import Trend
 
 NEVER = float("-inf")
+LONGEST_WINDOWS = 4
+"""So many windows at the most: each costs memory and time, and doublings beyond an hour taught nothing more."""
+
+
+class Expected(NamedTuple):
+    """The highest usage that is expected at a level, as a ratio, and the forecast of the others' use behind it."""
+
+    at_most: float
+    peak: Peak
 
 
 class Evidence:
@@ -35,9 +49,16 @@ class Evidence:
         self.over_since: list[float | None] = [None] * count
         self.fits_since: list[float | None] = [None] * count
         self.recovers_since: list[float | None] = [None] * count
-        self._below_band = policy.scale_at - policy.band
-        self._recovery_limits = [self.recovery_limit(position) for position in range(count)]
-        self.trends = [Trend(policy.trend_window_s) for _ in self.resources]
+        self.limits = [policy.scale_at] * count
+        """What usage must not pass at each level today: scale-at, less the caution that incidents taught."""
+        self.cautions = [Caution(policy.caution_step, policy.caution_max, policy.memory_s) for _ in ladder]
+        self.needles = [Needles(policy.needle_s, policy.needle_share, policy.memory_s) for _ in ladder]
+        self._doubted_since: list[float | None] = [None] * count
+        self.trends = [Trend(policy.trend_window_s, policy.rise_s) for _ in self.resources]
+        self.peaks = [_peaks(policy) for _ in self.resources]
+        self.exhausted_since: float | None = None
+        """Since when the level that serves has had usage at exhausted-at or above."""
+        self._missed = False
 
         # What the machine records for the guards
         self.state = -1
@@ -67,17 +88,36 @@ class Evidence:
         for index, part in enumerate(usage):
             if part is None:
                 self.trends[index].clear()
+                self.peaks[index].clear()
             else:
                 if learns:
                     self.footprints.learn(self.state, index, part.own_bytes, now)
-                self.trends[index].add(now, part.other_bytes / part.total_bytes)
+                other = part.other_bytes / part.total_bytes
+                self.trends[index].add(now, other)
+                self.peaks[index].add(now, other)
+        for position, caution in enumerate(self.cautions):
+            self.limits[position] = self.policy.scale_at - caution.at(now)
         self._project(now, usage)
+        self._watch_what_serves(now)
         return True
 
+    def _watch_what_serves(self, now: float) -> None:
+        """Note since when nothing is left, and a near miss: settled, and still usage got above critical-at."""
+        serving = self.serving
+        usage = 0.0 if serving is None else self.at_least[serving] or 0.0
+        if usage < self.policy.exhausted_at:
+            self.exhausted_since = None
+        elif self.exhausted_since is None:
+            self.exhausted_since = now
+        missed = self.settled and usage >= self.policy.critical_at
+        if missed and not self._missed and serving is not None:
+            self.cautions[serving].incident("near miss", now)
+        self._missed = missed
+
     def _project(self, now: float, usage: list[Usage | None]) -> None:
-        scale_at, below_band = self.policy.scale_at, self._below_band
-        over, fits, recovers = self.over_since, self.fits_since, self.recovers_since
-        for position, recovery_limit in enumerate(self._recovery_limits):
+        band = self.policy.band
+        over, recovers = self.over_since, self.recovers_since
+        for position, limit in enumerate(self.limits):
             at_least, complete = 0.0, True
             for index, need in enumerate(self.footprints.of(position)):
                 if not _concerns(index, need):
@@ -90,18 +130,33 @@ class Evidence:
             self.at_least[position] = at_least
             self.projected[position] = at_least if complete else None
             # Written out: a call for each of these took a fifth of the whole decision.
-            if at_least <= scale_at:
+            since = over[position]
+            if at_least > limit:
+                if since is None:
+                    over[position] = now
+            elif since is not None:
+                self.needles[position].ended(since, now)
                 over[position] = None
-            elif over[position] is None:
-                over[position] = now
-            if not complete or at_least > below_band:
-                fits[position] = None
-            elif fits[position] is None:
-                fits[position] = now
-            if not complete or at_least > recovery_limit:
+            if complete and at_least <= limit - band:
+                self._doubted_since[position] = None
+                if self.fits_since[position] is None:
+                    self.fits_since[position] = now
+            elif self.fits_since[position] is not None and not (complete and self._may_pass(position, now)):
+                self.fits_since[position] = None
+            if not complete or at_least > self.recovery_limit(position):
                 recovers[position] = None
             elif recovers[position] is None:
                 recovers[position] = now
+
+    def _may_pass(self, position: int, now: float) -> bool:
+        """Whether usage that no longer fits does not break the watch yet, since needles are the rule."""
+        since = self._doubted_since[position]
+        if since is not None:
+            return now - since < self.policy.needle_s
+        if not self.needles[position].trusted(now):
+            return False
+        self._doubted_since[position] = now
+        return True
 
     def usage_at(self, position: int) -> float | None:
         """Projected usage as far as a change to this level, or staying there, has to know it; None if unknown.
@@ -116,17 +171,18 @@ class Evidence:
         count = len(self.ladder)
         self.fits_since = [None] * count
         self.recovers_since = [None] * count
-        for trend in self.trends:
+        for trend, peaks in zip(self.trends, self.peaks, strict=True):
             trend.clear()
+            peaks.clear()
 
     def recovery_limit(self, position: int) -> float:
         """What usage must stay under for a level to be loaded from off.
 
-        For the smallest level that is the band below critical-at, not below scale-at: a served answer
+        For the smallest level that is just below critical-at, not below scale-at: a served answer
         under pressure is worth more than none, and there is nothing smaller to give way to.
         """
         policy = self.policy
-        return (policy.critical_at if position == 0 else policy.scale_at) - policy.band
+        return self.limits[position] - policy.band if position else policy.critical_at - policy.recovery_band
 
     def dwell_s(self, position: int) -> float:
         """For how long a climb to this level must have been possible; doubles with each wasted one."""
@@ -139,22 +195,29 @@ class Evidence:
         """
         return max(self.load_s[: position + 1]) + self.policy.switch_margin_s
 
-    def forecast(self, position: int, horizon_s: float, sigmas: float) -> float | None:
-        """Usage ratio at a level ``horizon_s`` from now with ``sigmas`` standard deviations added; None if unknown.
+    def ahead(self, position: int, horizon_s: float) -> float | None:
+        """Usage ratio at a level ``horizon_s`` from now if a steady rise goes on; None if unknown."""
+        highest = self.usage_at(position)
+        if highest is None:
+            return None
+        for index, need in enumerate(self.footprints.of(position)):
+            part, rise = self.usage[index], self.trends[index].steady_rise_per_s
+            if rise and part is not None and _concerns(index, need):
+                highest = max(highest, (part.other_bytes + need) / part.total_bytes + rise * horizon_s)
+        return highest
 
-        Of the resource where this is the highest: what is expected to be tightest need not be the most doubtful.
-        """
-        highest: float | None = None
-        needs, at_s = self.footprints.of(position), self.now_s + horizon_s
-        for index, trend in enumerate(self.trends):
-            if not _concerns(index, needs[index]):
+    def expected(self, position: int) -> Expected | None:
+        """The highest usage ratio at a level that past forecasts let expect; None before there is such a forecast."""
+        highest: Expected | None = None
+        for index, need in enumerate(self.footprints.of(position)):
+            if not _concerns(index, need):
                 continue
-            part, other = self.usage[index], trend.forecast(at_s)
-            if part is None or other is None:
+            part, peak = self.usage[index], self.peaks[index].expected(self.now_s)
+            if part is None or peak is None:
                 return None
-            here = other.mean + needs[index] / part.total_bytes + sigmas * other.sigma
-            if highest is None or here > highest:
-                highest = here
+            here = peak.at_most + need / part.total_bytes
+            if highest is None or here > highest.at_most:
+                highest = Expected(here, peak)
         return highest
 
     def tightest(self, position: int) -> int:
@@ -178,3 +241,20 @@ class Evidence:
 def _concerns(resource: int, need: int) -> bool:
     """Whether a level is judged by a resource: always by RAM, which is the first, by another only if it takes some."""
     return need > 0 or resource == 0
+
+
+def _peaks(policy: Policy) -> Peaks:
+    """Forecasts for as long as an upgrade must last, from the dwell and its doublings up to the longest."""
+    windows = [max(policy.dwell_s, BUCKET_S)]
+    while windows[-1] * 2 <= policy.dwell_max_s and len(windows) < LONGEST_WINDOWS:
+        windows.append(windows[-1] * 2)
+    return Peaks(
+        windows,
+        policy.wasted_within_s,
+        needle_s=policy.needle_s,
+        sureness=policy.sureness,
+        band=policy.band,
+        band_max=max(policy.band, policy.band_max),
+        doubt_s=policy.doubt_s,
+        half_life_s=policy.memory_s,
+    )

@@ -44,14 +44,14 @@ def over_limit(evidence: Evidence, position: int) -> Verdict:
     """Projected usage has been above scale-at for as long as the debounce asks.
 
     The debounce shrinks in a straight line from ``debounce_s`` at scale-at to nothing at critical-at: a
-    needle just above the limit needs no answer, a fall towards exhaustion cannot wait. A pinned level
-    gives way at critical-at only.
+    needle just above the limit needs no answer, a fall towards exhaustion cannot wait. Where needles are
+    the rule it is ``needle_s`` at the least. A pinned level gives way at critical-at only.
     """
     policy = evidence.policy
-    usage = evidence.usage_at(position)
+    usage, limit = evidence.usage_at(position), evidence.limits[position]
     since = evidence.over_since[position]
     if usage is None or since is None:
-        return Verdict(False, usage, policy.scale_at, "usage at {level} is {measured} of {total}; the limit is {limit}")
+        return Verdict(False, usage, limit, "usage at {level} is {measured} of {total}; the limit is {limit}")
     if evidence.pinned == position:
         return Verdict(
             usage >= policy.critical_at,
@@ -61,34 +61,37 @@ def over_limit(evidence: Evidence, position: int) -> Verdict:
         )
     held = evidence.now_s - since
     return Verdict(
-        held >= debounce_s(evidence, usage),
+        held >= debounce_s(evidence, position, usage),
         usage,
-        policy.scale_at,
+        limit,
         "usage at {level} is {measured} of {total}; the limit is {limit}, passed for {extra:.0f} s",
         held,
     )
 
 
-def debounce_s(evidence: Evidence, usage: float) -> float:
-    """For how many seconds a usage ratio above scale-at is watched before it is acted on."""
+def debounce_s(evidence: Evidence, position: int, usage: float) -> float:
+    """For how many seconds a usage ratio above a level's limit is watched before it is acted on."""
     policy = evidence.policy
-    return policy.debounce_s * max(0.0, (policy.critical_at - usage) / (policy.critical_at - policy.scale_at))
+    asked = policy.debounce_s * max(0.0, (policy.critical_at - usage) / (policy.critical_at - policy.scale_at))
+    if asked < policy.needle_s and evidence.needles[position].trusted(evidence.now_s):
+        return policy.needle_s
+    return min(asked, policy.debounce_s)
 
 
 def forecast_over(evidence: Evidence, position: int) -> Verdict:
-    """The forecast, less its doubt, is above critical-at before a switch would be over; a pinned level waits for it."""
+    """A steady rise, if it goes on, leaves nothing before a switch can have helped; a pinned level waits for it."""
     policy = evidence.policy
+    limit, horizon = policy.exhausted_at, policy.switch_margin_s
     if evidence.pinned == position:
         return Verdict(False, None, policy.critical_at, "{level} is pinned and gives way at {limit}, not before")
-    horizon = evidence.horizon_s(max(position - 1, 0))
-    surely = evidence.forecast(position, horizon, -policy.forecast_sigmas)
-    if surely is None:
-        return Verdict(False, None, policy.critical_at, "there is no forecast for {level} yet")
+    usage, ahead = evidence.usage_at(position), evidence.ahead(position, horizon)
+    if usage is None or ahead is None or ahead <= usage:
+        return Verdict(False, usage, limit, "usage at {level} does not rise steadily; at {limit} nothing is left")
     return Verdict(
-        surely > policy.critical_at,
-        surely,
-        policy.critical_at,
-        "usage at {level} will be at least {measured} of {total} in {extra:.0f} s; the limit is {limit}",
+        ahead >= limit,
+        ahead,
+        limit,
+        "usage at {level} will be {measured} of {total} in {extra:.0f} s if this goes on; at {limit} nothing is left",
         horizon,
     )
 
@@ -106,39 +109,38 @@ def critical(evidence: Evidence, position: int) -> Verdict:
 
 
 def exhausted(evidence: Evidence, position: int) -> Verdict:
-    """Projected usage is so high that the kernel is about to kill."""
-    usage = evidence.usage_at(position)
-    limit = evidence.policy.exhausted_at
+    """Projected usage has been so high for so long that the kernel is about to kill."""
+    policy = evidence.policy
+    usage, since = evidence.usage_at(position), evidence.exhausted_since
+    held = 0.0 if since is None else evidence.now_s - since
     return Verdict(
-        usage is not None and usage >= limit,
+        since is not None and held >= policy.exhausted_s,
         usage,
-        limit,
-        "usage at {level} is {measured} of {total}; at {limit} nothing is left",
+        policy.exhausted_at,
+        "usage at {level} is {measured} of {total} for {extra:.0f} s; at {limit} nothing is left",
+        held,
     )
 
 
 def fits(evidence: Evidence, position: int) -> Verdict:
-    """Projected usage would be at scale-at or below."""
-    usage = evidence.usage_at(position)
-    limit = evidence.policy.scale_at
-    return Verdict(
-        usage is not None and usage <= limit,
-        usage,
-        limit,
-        "usage at {level} would be {measured} of {total}; the limit is {limit}",
-    )
+    """Projected usage would be at the limit or below, and not critical soon after the switch."""
+    return _room(evidence, position, evidence.limits[position], at_limit=True)
 
 
 def fits_under_critical(evidence: Evidence, position: int) -> Verdict:
-    """Projected usage would be below critical-at."""
-    usage = evidence.usage_at(position)
-    limit = evidence.policy.critical_at
-    return Verdict(
-        usage is not None and usage < limit,
-        usage,
-        limit,
-        "usage at {level} would be {measured} of {total}; {limit} is critical",
-    )
+    """Projected usage would be below critical-at, soon after the switch as well."""
+    return _room(evidence, position, evidence.policy.critical_at, at_limit=False)
+
+
+def _room(evidence: Evidence, position: int, limit: float, *, at_limit: bool) -> Verdict:
+    critical_at, horizon = evidence.policy.critical_at, evidence.horizon_s(position)
+    usage, ahead = evidence.usage_at(position), evidence.ahead(position, horizon)
+    now = usage is not None and (usage <= limit if at_limit else usage < limit)
+    if now and ahead is not None and ahead >= critical_at:
+        words = "usage at {level} would be {measured} of {total} in {extra:.0f} s if this goes on; {limit} is critical"
+        return Verdict(False, ahead, critical_at, words, horizon)
+    what = "the limit is {limit}" if at_limit else "{limit} is critical"
+    return Verdict(now, usage, limit, f"usage at {{level}} would be {{measured}} of {{total}}; {what}")
 
 
 def no_lower_fits(evidence: Evidence, position: int) -> Verdict:
@@ -156,12 +158,11 @@ def no_lower_fits(evidence: Evidence, position: int) -> Verdict:
 
 
 def fits_below_band(evidence: Evidence, position: int) -> Verdict:
-    """Projected usage has been at scale-at less the band, or below, through the whole dwell."""
-    policy = evidence.policy
+    """Projected usage has been at the limit less the band, or below, through the whole dwell."""
     usage = evidence.projected[position]
     since = evidence.fits_since[position]
-    limit = policy.scale_at - policy.band
-    if since is None:
+    limit = evidence.limits[position] - evidence.policy.band
+    if since is None or usage is None or usage > limit:
         return Verdict(
             False, usage, limit, "usage at {level} would be {measured} of {total}; to climb it must be at most {limit}"
         )
@@ -170,32 +171,43 @@ def fits_below_band(evidence: Evidence, position: int) -> Verdict:
 
 
 def forecast_fits(evidence: Evidence, position: int) -> Verdict:
-    """The forecast, with its doubt added, stays at scale-at or below until the switch is over."""
-    policy = evidence.policy
-    horizon = evidence.horizon_s(position)
-    at_most = evidence.forecast(position, horizon, policy.forecast_sigmas)
-    if at_most is None:
-        return Verdict(False, None, policy.scale_at, "there is no forecast for {level} yet")
+    """The highest usage to expect for as long as an upgrade must last, going by past forecasts, is within the limit."""
+    limit, horizon = evidence.limits[position], evidence.horizon_s(position)
+    ahead, expected = evidence.ahead(position, horizon), evidence.expected(position)
+    if ahead is not None and ahead > limit:
+        rising = ahead > (evidence.usage_at(position) or 0.0)
+        when = " in {extra:.0f} s if this goes on" if rising else ""
+        words = f"usage at {{level}} would be {{measured}} of {{total}}{when}; the limit is {{limit}}"
+        return Verdict(False, ahead, limit, words, horizon)
+    if expected is None:
+        return Verdict(
+            True, None, limit, "nothing was watched for long enough to expect more usage at {level} than now"
+        )
     return Verdict(
-        at_most <= policy.scale_at,
-        at_most,
-        policy.scale_at,
-        "usage at {level} will be at most {measured} of {total} in {extra:.0f} s; the limit is {limit}",
-        horizon,
+        expected.at_most <= limit,
+        expected.at_most,
+        limit,
+        "usage at {level} may reach {measured} of {total} within {extra:.0f} s, as before; the limit is {limit}",
+        evidence.policy.wasted_within_s,
     )
 
 
 def recovers(evidence: Evidence, position: int) -> Verdict:
-    """Projected usage has been low enough to load from off, through the whole recovery time."""
+    """Projected usage has been low enough to load from off, through the whole recovery time, and does not rise."""
     usage = evidence.projected[position]
     since = evidence.recovers_since[position]
     held = 0.0 if since is None else evidence.now_s - since
     # Before the first change there was no pressure to recover from.
     asked = evidence.policy.recovery_s if evidence.changed_at_s > NEVER else 0.0
+    limit, horizon = evidence.recovery_limit(position), evidence.horizon_s(position)
+    ahead = evidence.ahead(position, horizon)
+    if since is not None and ahead is not None and ahead > limit:
+        words = "usage at {level} would be {measured} of {total} in {extra:.0f} s if this goes on; the limit is {limit}"
+        return Verdict(False, ahead, limit, words, horizon)
     return Verdict(
         since is not None and held >= asked,
         usage,
-        evidence.recovery_limit(position),
+        limit,
         HELD if asked else "usage at {level} would be {measured} of {total}; to be loaded it must be at most {limit}",
         held,
         asked,
@@ -277,14 +289,14 @@ GUARDS: Mapping[str, Guard] = {
     guard.name: guard
     for guard in (
         Guard("over_limit", "from", "usage > {scale_at:.0%} for up to {debounce_s:g} s", over_limit),
-        Guard("forecast_over", "from", "forecast > {critical_at:.0%}", forecast_over),
+        Guard("forecast_over", "from", "rising to {exhausted_at:.1%} within {switch_margin_s:g} s", forecast_over),
         Guard("critical", "from", "usage ≥ {critical_at:.0%}", critical),
-        Guard("exhausted", "from", "usage ≥ {exhausted_at:.0%}", exhausted),
+        Guard("exhausted", "from", "usage ≥ {exhausted_at:.1%} for {exhausted_s:g} s", exhausted),
         Guard("fits", "to", "usage there ≤ {scale_at:.0%}", fits),
         Guard("fits_under_critical", "to", "usage there < {critical_at:.0%}", fits_under_critical),
         Guard("no_lower_fits", "from", "no smaller level < {critical_at:.0%}", no_lower_fits),
-        Guard("fits_below_band", "to", "usage there ≤ {scale_at:.0%} - {band:.0%} for {dwell_s:g} s", fits_below_band),
-        Guard("forecast_fits", "to", "forecast there ≤ {scale_at:.0%}", forecast_fits),
+        Guard("fits_below_band", "to", "usage there ≤ {scale_at:.0%} - {band:.1%} for {dwell_s:g} s", fits_below_band),
+        Guard("forecast_fits", "to", "expected peak there ≤ {scale_at:.0%}", forecast_fits),
         Guard("recovers", "to", "room there for {recovery_s:g} s", recovers),
         Guard("wanted", "to", "a model is asked for", wanted),
         Guard("still_serves", "to", "it still serves", still_serves),

@@ -59,7 +59,8 @@ def _rows(names: tuple[str, ...]) -> Iterator[Row]:
         # Nothing fits under scale-at: the smallest that stays under critical-at still serves.
         for there in lower:
             yield Row("observe", here, there, ("over_limit", "fits_under_critical"), ("backing_off",))
-        yield Row("observe", here, OFF, ("critical", "no_lower_fits"))
+        yield Row("observe", here, OFF, ("over_limit", "critical", "no_lower_fits"))
+        yield Row("observe", here, OFF, ("forecast_over", "no_lower_fits"))
         for there in reversed(higher):
             yield Row("observe", here, there, CLIMB, ("backing_off",))
     for here in states:
@@ -511,11 +512,11 @@ class LevelMachine:
             return held
         if guard == "over_limit":
             usage = evidence.usage_at(position)
-            return None if usage is None else debounce_s(evidence, usage) - held
+            return None if usage is None else debounce_s(evidence, position, usage) - held
         if guard == "rested":
             return evidence.dwell_s(position) - held
         if guard == "fits_below_band":
             return evidence.dwell_s(position) - held
-        if guard == "recovers" and evidence.recovers_since[position] is not None:
+        if guard == "recovers" and evidence.recovers_since[position] is not None and held < self.policy.recovery_s:
             return self.policy.recovery_s - held
         return None

@@ -24,22 +24,44 @@ class Policy:
     """Projected usage above this makes a level give way to a smaller one."""
     band: Ratio = 0.03
     """Hysteresis: a larger level must fit under scale_at - band before it is climbed to."""
+    band_max: Ratio = 0.15
+    """How wide the band grows where usage was seen to rise further; no more than band switches that off."""
     critical_at: Ratio = 0.95
     """Projected usage from here on is felt by people: act at once, and shorten draining."""
-    exhausted_at: Annotated[float, Gt(0), Le(1)] = 0.99
-    """From here on the kernel is about to kill: a running answer is ended where it stands, no matter how short."""
+    exhausted_at: Annotated[float, Gt(0), Le(1)] = 0.995
+    """From here on the kernel is about to kill; a steady rise that leads here is answered before it has come."""
+    exhausted_s: Seconds = 2.0
+    """For how long usage must have been there before a running answer is ended where it stands, however short."""
     dwell_s: Seconds = 300.0
     """For how long an upgrade's conditions must have held without a break, and since the last change."""
     debounce_s: Seconds = 4.0
     """For how long usage just above scale_at is watched before stepping down; shrinks to 0 at critical_at."""
+    needle_s: Seconds = 2.0
+    """A rise that is over within this time is a needle; where they are the rule, one is waited for. 0: none are."""
+    needle_share: Annotated[float, Gt(0), Lt(1)] = 0.75
+    """The share of a level's recent rises above its limit that must have been needles for that."""
     recovery_s: Seconds = 10.0
-    """For how long the smallest level must have fitted before it is loaded again from off."""
+    """For how long a level must have fitted before it is loaded again from off."""
+    recovery_band: Ratio = 0.005
+    """The smallest level is loaded again from off under critical_at less this."""
+    rise_s: Annotated[float, Ge(0), Lt(1e6)] = 4.0
+    """A rise counts as steady when it lasted this long without a pause; 0 switches acting on rises off."""
+    switch_margin_s: Seconds = 8.0
+    """For how long a steady rise is expected to go on, and for how long after a switch it must not be too much."""
+    sureness: Annotated[float, Gt(0), Lt(1)] = 0.88
+    """The share of past forecasts of the next peak that must have held for the band to be wide enough."""
+    doubt_s: Annotated[float, Gt(0), Lt(1e7)] = 1800.0
+    """For as much watching as this the configured band counts against what was seen."""
+    memory_s: Annotated[float, Gt(0), Lt(1e7)] = 3600.0
+    """What forecasts, needles and incidents taught counts half after this time."""
+    caution_step: Annotated[float, Ge(0), Lt(0.5)] = 0.01
+    """How much earlier a level gives way after an incident: usage above critical_at, an answer that failed or crept."""
+    caution_max: Annotated[float, Ge(0), Lt(0.5)] = 0.05
+    """How much earlier at the most; 0 switches that off."""
+    slow_at: Annotated[float, Ge(0), Lt(1)] = 0.5
+    """An answer crept if it made fewer tokens a second than this part of what its level usually makes."""
     trend_window_s: Annotated[float, Gt(0), Lt(1e6)] = 60.0
-    """The stretch of readings from which a trend is estimated."""
-    switch_margin_s: Seconds = 5.0
-    """Added to the time a switch takes: how far ahead the forecast looks."""
-    forecast_sigmas: Annotated[float, Ge(0), Le(10)] = 2.0
-    """How many standard deviations of doubt a forecast must clear before it is acted on."""
+    """The stretch of readings of which people are told the trend."""
     stale_after_s: Annotated[float, Gt(0), Lt(1e6)] = 10.0
     """A gap between readings longer than this breaks the evidence for an upgrade."""
     backoff_s: Seconds = 60.0
@@ -64,6 +86,8 @@ class Policy:
     def __post_init__(self) -> None:
         if self.band >= self.scale_at:
             raise ValueError(f"band {self.band} must be below scale_at {self.scale_at}")
+        if self.recovery_band >= self.critical_at:
+            raise ValueError(f"recovery_band {self.recovery_band} must be below critical_at {self.critical_at}")
         if self.critical_at <= self.scale_at:
             raise ValueError(f"critical_at {self.critical_at} must be above scale_at {self.scale_at}")
         if self.exhausted_at < self.critical_at:

@@ -28,10 +28,19 @@ class Trend:
     MINIMUM = 5
     """Fewer samples than this make no line."""
 
-    def __init__(self, window_s: float) -> None:
+    def __init__(self, window_s: float, rise_s: float = 4.0) -> None:
+        """``rise_s``: over how many seconds a rise must have been steady; 0 knows none."""
         self.window_s = window_s
+        self._half_s = rise_s / 2 * (1 - 1e-9)
         self._samples: deque[tuple[float, float]] = deque()
         self._clear_sums(0.0, 0.0)
+        self._clear_rise()
+
+    def _clear_rise(self) -> None:
+        self._newer: deque[tuple[float, float]] = deque()
+        self._older: deque[tuple[float, float]] = deque()
+        self._middle: tuple[float, float] | None = None
+        self._first: tuple[float, float] | None = None
 
     def _clear_sums(self, t0: float, y0: float) -> None:
         self._t0, self._y0 = t0, y0
@@ -42,6 +51,7 @@ class Trend:
         """Forget every sample."""
         self._samples.clear()
         self._clear_sums(0.0, 0.0)
+        self._clear_rise()
 
     def add(self, at_s: float, value: float) -> None:
         """Take in one sample; times must not go backwards."""
@@ -57,6 +67,30 @@ class Trend:
         self._include(at_s, value, 1)
         while samples[0][0] < at_s - self.window_s:
             self._include(*samples.popleft(), -1)
+        if self._half_s:
+            self._follow_rise(at_s, value)
+
+    def _follow_rise(self, at_s: float, value: float) -> None:
+        newer, older = self._newer, self._older
+        newer.append((at_s, value))
+        while newer[0][0] <= at_s - self._half_s:
+            self._middle = newer.popleft()
+            older.append(self._middle)
+        if self._middle is not None:
+            while older[0][0] <= self._middle[0] - self._half_s:
+                self._first = older.popleft()
+
+    @property
+    def steady_rise_per_s(self) -> float:
+        """By how much the value has risen a second, at the least, in both halves of the last ``rise_s``; 0 if it fell.
+
+        One jump, however high, is no steady rise: the half without it says so.
+        """
+        if self._first is None or self._middle is None:
+            return 0.0
+        (t0, y0), (t1, y1), (t2, y2) = self._first, self._middle, self._samples[-1]
+        slower = min((y1 - y0) / (t1 - t0), (y2 - y1) / (t2 - t1))
+        return slower if slower > 0 else 0.0
 
     def _include(self, at_s: float, value: float, sign: int) -> None:
         t, y = at_s - self._t0, value - self._y0

@@ -12,9 +12,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "scaler"
 PURE = {
     "levels", "policy", "readings", "footprints", "trends", "evidence", "guards", "machine", "events", "performance",
+    "caution", "needles", "peaks",
 }  # fmt: skip
 PURE_OUTSIDE = {
-    "__future__", "annotated_types", "collections", "dataclasses", "functools", "itertools",
+    "__future__", "annotated_types", "bisect", "collections", "dataclasses", "functools", "itertools",
     "math", "threading", "transitions",
     "typing",
 }  # fmt: skip

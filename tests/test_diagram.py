@@ -102,7 +102,10 @@ def test_arrows_between_neighbours_say_their_conditions_with_the_policys_figures
 def test_conditions_that_differ_in_one_guard_are_joined() -> None:
     """Over the limit or going to be: otherwise the same."""
     text = diagram.mermaid(levels(*NAMES), Policy(), "tier")
-    assert "rules 2, 3#58;<br/>usage #62; 80 % for up to 4 s or forecast #62; 95 %,<br/>usage there ≤ 80 %" in text
+    assert (
+        "rules 2, 3#58;<br/>usage #62; 80 % for up to 4 s or rising to 99.5 % within 8 s,<br/>usage there ≤ 80 %"
+        in text
+    )
 
 
 def test_a_changed_table_changes_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,7 @@ def test_the_shipped_tiers_hold_what_the_design_promises() -> None:
     for tier in SHIPPED.tiers:
         assert (tier.policy.scale_at, tier.policy.critical_at, tier.policy.dwell_s) == (0.80, 0.95, 300)
         assert tier.description
-    assert [tier.policy.band for tier in SHIPPED.tiers] == [0.04, 0.03, 0.02]
+    assert [tier.policy.band for tier in SHIPPED.tiers] == [0.04, 0.035, 0.03]
     assert SHIPPED.tiers[0].requires == ()
 
 

@@ -104,11 +104,13 @@ def test_urgent_is_said_when_nothing_is_left_and_only_while_the_switch_goes_on()
     told = answers(
         hello(),
         sample(0, 4, "large"),
-        sample(1, 11.9, "large"),
-        sample(2, 11.9, None, loading="medium"),
-        sample(3, 11.9, "medium", event=switched("medium")),
+        sample(1, 11.95, "large"),
+        sample(2, 11.95, "large"),
+        sample(3, 11.95, "large"),
+        sample(4, 11.95, None, loading="medium"),
+        sample(5, 11.95, "medium", event=switched("medium")),
     )
-    assert [a["urgent"] for a in told[1:]] == [False, True, True, False]
+    assert [a["urgent"] for a in told[1:]] == [False, False, False, True, True, False]
 
 
 def test_a_conversation_in_a_process_of_its_own_answers_each_line_as_it_comes() -> None:

@@ -65,14 +65,24 @@ def policies(draw: st.DrawFn) -> Policy:
         scale_at=scale_at,
         band=draw(parts(1, 10, 100)),
         critical_at=critical_at,
+        band_max=draw(parts(1, 20, 100)),
         exhausted_at=draw(st.sampled_from([critical_at, 0.99, 1.0])),
+        exhausted_s=draw(parts(0, 4, 1)),
+        needle_s=draw(st.sampled_from([0.0, 2.0, 2.0, 4.0])),
+        needle_share=draw(parts(3, 9, 10)),
+        rise_s=draw(st.sampled_from([0.0, 4.0, 4.0, 8.0])),
+        sureness=draw(parts(5, 9, 10)),
+        doubt_s=draw(parts(10, 600, 1)),
+        memory_s=draw(parts(100, 3600, 1)),
+        caution_step=draw(parts(0, 5, 100)),
+        caution_max=draw(parts(0, 5, 100)),
+        recovery_band=draw(parts(1, 20, 1000)),
         dwell_s=dwell_s,
         dwell_max_s=dwell_s * draw(parts(1, 4, 1)),
         debounce_s=draw(parts(0, 20, 2)),
         recovery_s=draw(parts(0, 20, 1)),
         trend_window_s=draw(parts(20, 60, 1)),
         switch_margin_s=draw(parts(0, 10, 1)),
-        forecast_sigmas=draw(parts(0, 6, 2)),
         stale_after_s=draw(parts(4, 20, 1)),
         backoff_s=backoff_s,
         backoff_max_s=backoff_s * draw(parts(1, 8, 1)),
@@ -188,6 +198,7 @@ class Invariants(RuleBasedStateMachine):
         self.machine = Watched(ladder, policy, self.entered, on_hurry=self.hurried, initial=self.initial)
         self.last_change_s = -math.inf
         self.failed_s = dict.fromkeys(ladder.names, -math.inf)
+        self.needles_trusted: dict[tuple[float, int], bool] = {}
         self.log: list[tuple[float, tuple[float | None, ...], tuple[float, ...]]] = []
 
     # ------------------------------------------------------------------ the machine's other side
@@ -242,6 +253,8 @@ class Invariants(RuleBasedStateMachine):
         policy, machine, evidence = self.policy, self.machine, self.machine.evidence
         before = machine.state
         moved = self.tell("observe", reading)
+        for position, needles in enumerate(evidence.needles):
+            self.needles_trusted[reading.at_s, position] = needles.trusted(reading.at_s)
         complete = tuple(self.shares(reading, known=False))
         known = tuple(share for share in self.shares(reading, known=True) if share is not None)
         self.log.append((reading.at_s, complete, known))
@@ -268,29 +281,43 @@ class Invariants(RuleBasedStateMachine):
         before = [index for index, (t, _, _) in enumerate(self.log) if t <= at_s - policy.dwell_s]
         assert before, "nobody has watched for a dwell"
         watched = self.log[before[-1] :]
-        for _, complete, _ in watched:
+        doubted_since: float | None = None
+        for at, complete, _ in watched:
             share = complete[position]
             assert share is not None
-            assert share <= policy.scale_at - policy.band
+            if share <= policy.scale_at - policy.band:
+                doubted_since = None
+                continue
+            # Only where needles are the rule, and for no longer than one lasts.
+            assert self.needles_trusted[at, position], (at, share)
+            doubted_since = at if doubted_since is None else doubted_since
+            assert at - doubted_since < policy.needle_s
+        assert doubted_since is None
         times = [t for t, _, _ in watched]
         assert all(b - a <= policy.stale_after_s for a, b in pairwise(times))
 
     def check_pressure(self, position: int, known: tuple[float, ...]) -> None:
         """Critical is left at once, the limit after the debounce, if there is anywhere to go."""
         policy, evidence, usage = self.policy, self.machine.evidence, known[position]
-        assert usage < policy.critical_at, f"stays at {self.machine.state} with usage {usage}"
-        if evidence.pinned == position or usage <= policy.scale_at:
-            return
+        limit = evidence.limits[position]
+        assert policy.scale_at - policy.caution_max <= limit <= policy.scale_at
         since = self.log[-1][0]
         for at_s, _, shares in reversed(self.log):
-            if shares[position] <= policy.scale_at:
+            if shares[position] <= limit:
                 break
             since = at_s
+        held_s = self.log[-1][0] - since
+        patience_s = policy.needle_s if evidence.needles[position].trusted(evidence.now_s) else 0.0
+        assert usage < policy.critical_at or held_s < patience_s, f"stays at {self.machine.state} with usage {usage}"
+        if evidence.pinned == position or usage <= limit:
+            return
         debounce_s = policy.debounce_s * (policy.critical_at - usage) / (policy.critical_at - policy.scale_at)
-        if self.log[-1][0] - since >= debounce_s + 1e-9:
+        if held_s >= max(debounce_s, patience_s) + 1e-9:
             for lower in range(position):
                 backs_off = evidence.backoff_until_s[lower] > evidence.now_s
-                assert backs_off or known[lower] >= policy.critical_at, f"stays above {self.ladder[lower].name}"
+                ahead = evidence.ahead(lower, evidence.horizon_s(lower))
+                rising = ahead is not None and ahead >= policy.critical_at
+                assert backs_off or rising or known[lower] >= policy.critical_at, f"stays above {lower}"
 
     @rule(
         count=st.integers(1, 40),
@@ -392,12 +419,24 @@ class Invariants(RuleBasedStateMachine):
         known = {
             name: value
             for name, value in vars(evidence).items()
-            if name not in ("ladder", "footprints", "trends", "take")
+            if name not in ("ladder", "footprints", "trends", "take", "peaks", "needles", "cautions")
         }
         footprints = [evidence.footprints.of(position) for position in range(len(self.ladder))]
-        trends = [(len(trend), trend.slope_per_s) for trend in evidence.trends]
+        trends = [(len(trend), trend.slope_per_s, trend.steady_rise_per_s) for trend in evidence.trends]
+        peaks = [(peaks.expected(evidence.now_s), peaks.bands) for peaks in evidence.peaks]
+        trusted = [needles.trusted(evidence.now_s) for needles in evidence.needles]
         return repr(
-            (known, footprints, trends, machine.state, machine.switch, machine.last_decision, machine.outlooks())
+            (
+                known,
+                footprints,
+                trends,
+                peaks,
+                trusted,
+                machine.state,
+                machine.switch,
+                machine.last_decision,
+                machine.outlooks(),
+            )
         )
 
     # ------------------------------------------------------------------ effects
@@ -470,7 +509,9 @@ class Invariants(RuleBasedStateMachine):
             note(str(refused))
             usage = None if not self.log else self.log[-1][1][self.ladder.index(level)]
             known = math.inf if not self.log else self.log[-1][2][self.ladder.index(level)]
-            assert usage is None or known >= self.policy.critical_at
+            evidence, position = self.machine.evidence, self.ladder.index(level)
+            ahead = evidence.ahead(position, evidence.horizon_s(position))
+            assert usage is None or known >= self.policy.critical_at or (ahead or 0.0) >= self.policy.critical_at
             assert self.machine.state == before
         else:
             assert (self.machine.state, self.machine.pinned) == (level, level)
@@ -518,6 +559,7 @@ class Invariants(RuleBasedStateMachine):
         below = [0] * len(evidence.resources)
         for position in range(len(self.ladder)):
             assert policy.dwell_s <= evidence.dwell_s(position) <= policy.dwell_max_s
+            assert policy.scale_at - policy.caution_max - 1e-9 <= evidence.limits[position] <= policy.scale_at
             assert evidence.backoff_until_s[position] <= max(evidence.now_s, self.now_s) + policy.backoff_max_s
             need = evidence.footprints.of(position)
             assert all(a <= b for a, b in zip(below, need, strict=True))
@@ -527,6 +569,9 @@ class Invariants(RuleBasedStateMachine):
                 for level in self.ladder
                 for size in (*level.footprint.values(), *self.plant.true[level.name].values())
             )
+
+        for peaks in evidence.peaks:
+            assert all(policy.band <= band <= max(policy.band, policy.band_max) for band in peaks.bands.values())
 
     @invariant()
     def every_level_can_be_explained(self) -> None:
@@ -664,7 +709,6 @@ SHORT = Policy(
     backoff_s=4.0,
     backoff_max_s=8.0,
     trend_window_s=20.0,
-    forecast_sigmas=2.0,
 )
 
 

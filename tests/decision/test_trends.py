@@ -119,3 +119,36 @@ def test_samples_of_one_moment_make_no_line() -> None:
     for number in range(10):
         trend.add(5.0, number / 10)
     assert trend.forecast(6.0) is None
+
+
+@given(STEPS, st.floats(1, 20))
+def test_a_rise_is_steady_only_if_it_rose_all_the_time(steps: list[tuple[float, float]], rise_s: float) -> None:
+    """And is no faster than what was seen in either half, so that one jump is never a rise."""
+    trend = Trend(60, rise_s)
+    samples = times(steps, 0.0)
+    for sample in samples:
+        trend.add(*sample)
+    rise = trend.steady_rise_per_s
+    assert rise >= 0
+    if rise:
+        before = [y for t, y in samples if t <= samples[-1][0] - rise_s * (1 - 1e-6)]
+        assert before
+        assert samples[-1][1] >= min(before) + rise * rise_s - 1e-6
+
+
+def test_one_jump_is_no_rise_and_a_leak_is_one() -> None:
+    """The half without the jump says so."""
+    leak, jump = Trend(60, 4.0), Trend(60, 4.0)
+    for at_s in range(20):
+        leak.add(float(at_s), 0.01 * at_s)
+        jump.add(float(at_s), 0.2 * (at_s >= 18))
+        assert jump.steady_rise_per_s == 0
+    assert leak.steady_rise_per_s == pytest.approx(0.01)
+
+
+def test_a_rise_that_pauses_is_not_steady() -> None:
+    """Two seconds without a rise end it."""
+    trend = Trend(60, 4.0)
+    for at_s in range(20):
+        trend.add(float(at_s), 0.01 * min(at_s, 17))
+    assert trend.steady_rise_per_s == 0
