@@ -220,6 +220,19 @@ class Evidence:
                 highest = Expected(here, peak)
         return highest
 
+    def clears_in_s(self, position: int, at_most: float) -> float | None:
+        """Seconds until the expected peak at a level is ``at_most`` or lower; None if it is too much even now."""
+        wait_s = 0.0
+        for index, need in enumerate(self.footprints.of(position)):
+            part = self.usage[index]
+            if not _concerns(index, need) or part is None:
+                continue
+            clears_s = self.peaks[index].clears_in_s(self.now_s, at_most, need / part.total_bytes)
+            if clears_s is None:
+                return None
+            wait_s = max(wait_s, clears_s)
+        return wait_s
+
     def tightest(self, position: int) -> int:
         """Which resource, by its index in ``resources``, is tightest at a level."""
         needs = self.footprints.of(position)
@@ -230,6 +243,19 @@ class Evidence:
             for index, part in enumerate(self.usage)
         ]
         return max(range(len(shares)), key=shares.__getitem__)
+
+    def answered(self, position: int, at_s: float, *, failed: bool, speed: float | None) -> None:
+        """Take in how an answer went; ``speed`` is relative to what the level usually makes, None if unknown.
+
+        Memory is blamed only where it was so tight that caution could have made the level give way before.
+        """
+        usage = self.at_least[position]
+        if usage is None or usage < self.policy.scale_at - self.policy.caution_max:
+            return
+        if failed:
+            self.cautions[position].incident("failed answer", at_s)
+        elif speed is not None and speed < self.policy.slow_at:
+            self.cautions[position].incident("slow answer", at_s)
 
     def fail(self, position: int, now_s: float) -> None:
         """Record that a level failed to load or died: it is left alone, twice as long each time in a row."""

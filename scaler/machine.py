@@ -129,12 +129,15 @@ class Switch:
 class Outlook:
     """How a level stands: every guard of the way there, and the seconds that are lacking at the least.
 
-    ``wait_s`` is None when no time alone will open the way, 0 when nothing is lacking.
+    ``wait_s`` is the time until the way is open if readings stay as they are, None when that will not open it, 0
+    when nothing is lacking. ``earliest_s`` is that time if all the room that is lacking came now; None when a person
+    or the tier forbids it.
     """
 
     level: str
     findings: tuple[Finding, ...]
     wait_s: float | None
+    earliest_s: float | None
 
     @property
     def lacking(self) -> tuple[str, ...]:
@@ -338,6 +341,10 @@ class LevelMachine:
             self._settle(at_s)
             self._trigger("died")
 
+    def answered(self, level: str, at_s: float, *, failed: bool, speed: float | None) -> None:
+        """Report how an answer of a level went; ``speed`` is relative to what it usually makes, None if unknown."""
+        self.evidence.answered(self.ladder.index(level), max(at_s, self.evidence.now_s), failed=failed, speed=speed)
+
     def degrade(self, at_s: float) -> bool:
         """Step down by one level because somebody asks for it; False when there is nothing lower to go to."""
         self._event_at_s = max(at_s, self.evidence.now_s)
@@ -492,6 +499,7 @@ class LevelMachine:
         names = RECOVER if source == OFF else CLIMB if up else ("over_limit", "fits")
         findings = []
         wait: float | None = 0.0
+        earliest: float | None = 0.0
         for name in (*names, "backing_off"):
             row = Row("observe", source, dest, (name,))
             position = self._subject(name, row)
@@ -501,11 +509,25 @@ class LevelMachine:
             if verdict.holds == (name == "backing_off"):
                 left = self._time_left(name, position, verdict.extra)
                 wait = None if left is None or wait is None else max(wait, left)
-        return Outlook(dest, tuple(findings), wait)
+                soonest = self._soonest(name, position) if left is None else left
+                earliest = None if soonest is None or earliest is None else max(earliest, soonest)
+        return Outlook(dest, tuple(findings), wait, earliest)
+
+    def _soonest(self, guard: str, position: int) -> float | None:
+        """Seconds until a guard that no time opens would let through if room came now; None if only people open it."""
+        if guard in ("allowed", "wanted"):
+            return None
+        if guard == "fits_below_band":
+            return self.evidence.dwell_s(position)
+        return self.policy.recovery_s if guard == "recovers" else 0.0
 
     def _time_left(self, guard: str, position: int, held: float | None) -> float | None:
         """Seconds after which a guard that stands in the way lets through if readings stay as they are."""
         evidence = self.evidence
+        if guard == "forecast_fits":
+            limit = evidence.limits[position]
+            ahead = evidence.ahead(position, evidence.horizon_s(position))
+            return None if ahead is None or ahead > limit else evidence.clears_in_s(position, limit)
         if held is None:
             return None
         if guard == "backing_off":

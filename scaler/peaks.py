@@ -99,6 +99,25 @@ class Peaks:
             default=None,
         )
 
+    def clears_in_s(self, at_s: float, at_most: float, beside: float = 0.0) -> float | None:
+        """Seconds until the forecast is ``at_most`` less ``beside`` if nothing comes that is higher than now.
+
+        None if no time will do.
+        """
+        if self._begun_s is None:
+            return self._windows_s[0]
+        waits = []
+        for band, window_s in zip(self._bands, self._windows_s, strict=True):
+            since = self._begun_s
+            if self._recent and self._recent[-1][1] + band + beside > at_most:
+                continue
+            for begun_s, high in self._buckets:
+                if high + band + beside > at_most:
+                    # A bucket counts until it began longer than the window ago.
+                    since = max(since, begun_s + BUCKET_S)
+            waits.append(max(0.0, since + window_s - at_s))
+        return min(waits, default=None)
+
     @property
     def bands(self) -> dict[float, float]:
         """The learned band of each window, by the window's seconds."""

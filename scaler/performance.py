@@ -8,6 +8,10 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+USUAL_AFTER = 5
+"""From so many answers on a level's usual speed is known."""
+TELLING_TOKENS = 16
+"""An answer with fewer tokens tells nothing about speed: reading the prompt and the clock's grain decide."""
 RECENT = 0.2
 """Weight of the latest answer in the moving averages: about the last nine answers count."""
 
@@ -42,15 +46,15 @@ class Performance:
         self._lock = threading.Lock()
         self._levels: dict[str, LevelPerformance] = {}
 
-    def add(self, sample: AnswerSample) -> None:
-        """Take in one answer."""
+    def add(self, sample: AnswerSample) -> float | None:
+        """Take in one answer; returns its speed relative to the level's usual, None if either is not known."""
         with self._lock:
             now = self._levels.get(sample.level, LevelPerformance())
             if sample.failed:
                 self._levels[sample.level] = LevelPerformance(
                     now.answers, now.failures + 1, now.tokens, now.first_token_s, now.total_s, now.tokens_per_s
                 )
-                return
+                return None
             generating_s = sample.total_s - (sample.first_token_s or 0.0)
             rate = (sample.tokens - 1) / generating_s if sample.tokens > 1 and generating_s > 0 else None
             self._levels[sample.level] = LevelPerformance(
@@ -61,6 +65,9 @@ class Performance:
                 _blend(now.total_s, sample.total_s),
                 _blend(now.tokens_per_s, rate),
             )
+        if rate is None or now.tokens_per_s is None or now.answers < USUAL_AFTER or sample.tokens < TELLING_TOKENS:
+            return None
+        return rate / now.tokens_per_s
 
     def levels(self) -> dict[str, LevelPerformance]:
         """A copy of what is known, by level."""

@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from scaler.effective import Effective, effective
 from scaler.events import DecisionMade, Hurried, ModelDied, PinChanged, ScalerEvent, SwitchDone, SwitchFailed
 from scaler.guards import GUARDS, explain
 from scaler.journal import Journal, JournalError, record_of
@@ -94,6 +95,10 @@ class Status:
     projected: Mapping[str, float | None]
     footprints: Mapping[str, Mapping[str, int]]
     outlooks: tuple[Outlook, ...]
+    policy: Policy
+    effective: tuple[Effective, ...]
+    failed: Mapping[str, str]
+    """Why each level that failed did so the last time."""
     last_decision: Decision | None
     performance: Mapping[str, LevelPerformance]
     missing: tuple[str, ...]
@@ -137,6 +142,7 @@ class ProactiveScaler:
         self._delivering = threading.Lock()
         self._stop_feeding: Callable[[], None] | None = None
         self._decided_at_s = clock()
+        self._failed: dict[str, str] = {}
         self._preflight = Preflight("wait", OFF, None, "no reading yet", None)
         self._read_at_s: float | None = None
 
@@ -242,6 +248,9 @@ class ProactiveScaler:
                     for position, level in enumerate(self.ladder)
                 },
                 machine.outlooks(),
+                self.policy,
+                effective(evidence),
+                dict(self._failed),
                 machine.last_decision,
                 self._performance.levels(),
                 evidence.reading.missing if evidence.reading is not None else (),
@@ -262,8 +271,13 @@ class ProactiveScaler:
         return decision
 
     def update_performance_metrics(self, sample: AnswerSample) -> None:
-        """Take in how an answer went."""
-        self._performance.add(sample)
+        """Take in how an answer went. One that failed or crept while memory was tight makes its level cautious.
+
+        Raises KeyError for a level that is not on the ladder.
+        """
+        speed = self._performance.add(sample)
+        with self._lock:
+            self._machine.answered(sample.level, self._clock(), failed=sample.failed, speed=speed)
 
     def want(self, wanted: bool) -> None:
         """Say whether anybody asks for a model; before that, nothing is loaded from off."""
@@ -310,6 +324,7 @@ class ProactiveScaler:
             switch = self._machine.switch
             if switch is None or switch.ticket != ticket or self._machine.settled:
                 return
+            self._failed[switch.dest] = reason
             self._pending.append(SwitchFailed(ticket, switch.dest, still_serving, reason))
             self._machine.switch_failed(ticket, still_serving, self._clock())
             self._refresh_preflight()
@@ -318,6 +333,7 @@ class ProactiveScaler:
     def died(self, level: str, reason: str) -> None:
         """Report that the model of ``level`` ended without having been asked to."""
         with self._lock:
+            self._failed[level] = reason
             self._pending.append(ModelDied(level, reason))
             self._machine.died(level, self._clock())
             self._refresh_preflight()

@@ -19,7 +19,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     status = ask(f"{address(args)}/status")
     if args.json:
-        keys = ("state", "serving", "settled", "pinned", "projected", "outlooks", "last_decision")
+        keys = (
+            "state",
+            "serving",
+            "settled",
+            "pinned",
+            "projected",
+            "outlooks",
+            "effective",
+            "failed",
+            "last_decision",
+        )
         print(json.dumps({key: status[key] for key in keys}, indent=2))
         return EXIT_OK
     for line in _lines(status):
@@ -37,8 +47,21 @@ def _lines(status: dict[str, Any]) -> list[str]:
     usage = status["projected"].get(state)
     if usage is not None:
         lines.append(f"  usage at {state} is {percent(usage)}")
-    names = list(status["projected"])
-    rank = {name: position for position, name in enumerate(names)}
+    rank = {name: position for position, name in enumerate(status["projected"])}
+    effective = {level["level"]: level for level in status["effective"]}
+    policy = status["policy"]
+    if state in effective:
+        lines.extend(f"  {sentence}" for sentence in _foreseen(effective[state], policy))
+    higher = [o for o in status["outlooks"] if state == "off" or rank[o["level"]] > rank[state]]
+    soonest = min((o for o in higher if o["earliest_s"] is not None), key=lambda o: o["earliest_s"], default=None)
+    if soonest is not None:
+        wait = soonest["earliest_s"]
+        when = f"in {duration(wait)} at the earliest" if wait else "with the next reading"
+        lines.append(f"next upgrade: to {soonest['level']} {when}")
+    elif higher:
+        lines.append("next upgrade: none; the tier, a pin or that nobody asks for a model stands in the way")
+    else:
+        lines.append(f"next upgrade: none; {state} is the largest level")
     for outlook in reversed(status["outlooks"]):
         name = outlook["level"]
         if state != "off" and rank[name] < rank[state]:
@@ -50,7 +73,41 @@ def _lines(status: dict[str, Any]) -> list[str]:
         wait = outlook["wait_s"]
         lines.append(f"{name}: " + ("not by waiting alone" if wait is None else f"in {duration(wait)} if this lasts"))
         lines.extend(f"  {sentence}" for sentence in outlook["lacking"])
+        level = effective[name]
+        lines.extend(f"  {sentence}" for sentence in (*_foreseen(level, policy), *_held_back(level, status, policy)))
     return lines
+
+
+def _foreseen(level: dict[str, Any], policy: dict[str, Any]) -> list[str]:
+    """What the forecast sees at a level."""
+    told = []
+    if level["expected"] is not None:
+        told.append(
+            f"forecast: at most {percent(level['expected'])} within {duration(policy['wasted_within_s'])}"
+            f" (the peak of the last {duration(level['seen_s'])} and {percent(level['band'])} on top)"
+        )
+    else:
+        told.append(f"forecast: none yet; it needs {duration(policy['dwell_s'])} without a gap")
+    if level["rise_per_s"]:
+        told.append(f"forecast: others have used {percent(level['rise_per_s'])} more each second lately")
+    return told
+
+
+def _held_back(level: dict[str, Any], status: dict[str, Any], policy: dict[str, Any]) -> list[str]:
+    """What failures, wasted climbs and incidents have taught about a level."""
+    told = []
+    if level["backs_off_s"]:
+        why = status["failed"].get(level["level"])
+        told.append("backs off" + (f" because it failed: {why}" if why else " because it failed"))
+    if level["dwell_s"] > policy["dwell_s"]:
+        told.append(
+            f"backs off: the last climb had to be undone within {duration(policy['wasted_within_s'])}"
+            f" ({level['wasted']} in a row), so the next waits {duration(level['dwell_s'])}"
+            f" instead of {duration(policy['dwell_s'])}"
+        )
+    if level["limit"] < policy["scale_at"]:
+        told.append(f"gives way above {percent(level['limit'])} instead of {percent(policy['scale_at'])} for a while")
+    return told
 
 
 COMMAND = Command("explain", "why this level, and what each higher level lacks", _add_arguments, _run)

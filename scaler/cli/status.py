@@ -43,6 +43,7 @@ def _lines(status: dict[str, Any]) -> list[str]:
         lines.append(f"trend     {resource}: {gib(trend['slope_bytes_per_s'] * 60)} a minute by others{meets}")
     for name, ratio in status["projected"].items():
         lines.append(f"usage at  {name}: {percent(ratio)}")
+    lines.extend(_limits(status["policy"], status["effective"]))
     for name, known in status["performance"].items():
         rate = known["tokens_per_s"]
         first = known["first_token_s"]
@@ -55,6 +56,33 @@ def _lines(status: dict[str, Any]) -> list[str]:
     if status["missing"]:
         lines.append(f"missing   {', '.join(status['missing'])}")
     return lines
+
+
+def _limits(policy: dict[str, Any], levels: list[dict[str, Any]]) -> list[str]:
+    """Today's figures beside the configured ones; levels that have only these are not repeated."""
+    lines = [
+        f"limits    configured: gives way above {percent(policy['scale_at'])}, climbs after"
+        f" {duration(policy['dwell_s'])}, expects {percent(policy['band'])} more"
+    ]
+    for level in levels:
+        found = []
+        if level["limit"] < policy["scale_at"]:
+            found.append(f"gives way above {percent(level['limit'])} (after {_incidents(level['incidents'])})")
+        if level["dwell_s"] > policy["dwell_s"]:
+            found.append(f"climbed to after {duration(level['dwell_s'])} (wasted climbs: {level['wasted']})")
+        if level["band"] > policy["band"]:
+            found.append(f"expects {percent(level['band'])} more (past peaks)")
+        if level["waits_for_needles"]:
+            found.append(f"waits {policy['needle_s']:g} s for needles to pass")
+        if level["backs_off_s"]:
+            found.append(f"backs off for {duration(level['backs_off_s'])}")
+        if found:
+            lines.append(f"          {level['level']} today: {', '.join(found)}")
+    return lines
+
+
+def _incidents(incidents: dict[str, int]) -> str:
+    return ", ".join(f"{kind}: {count}" for kind, count in incidents.items())
 
 
 COMMAND = Command("status", "what serves now (exit code 1: nothing), and how the machine stands", _add_arguments, _run)

@@ -579,6 +579,8 @@ class Invariants(RuleBasedStateMachine):
         for outlook in self.machine.outlooks():
             assert outlook.wait_s is None or outlook.wait_s >= 0
             assert (outlook.wait_s == 0) == (not outlook.lacking), outlook
+            if outlook.wait_s is not None and outlook.earliest_s is not None:
+                assert outlook.earliest_s <= outlook.wait_s + 1e-6
 
     def teardown(self) -> None:
         """The same history replayed gives the same decisions, to the byte."""

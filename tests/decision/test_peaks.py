@@ -130,3 +130,29 @@ def test_weights_never_run_away() -> None:
     for at_s in range(0, 100_000, 10):
         peaks.add(float(at_s), (at_s // 10 % 7) / 10)
     assert 0.02 <= peaks.bands[300.0] <= 0.15
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 40), st.floats(0, 1)), min_size=1, max_size=100),
+    st.floats(0, 1),
+    st.sampled_from([0.0, 2.0]),
+)
+def test_it_clears_no_later_than_it_says_if_nothing_higher_comes(
+    steps: list[tuple[float, float]], at_most: float, needle_s: float
+) -> None:
+    """What people are told to wait for comes."""
+    peaks = forecasts(300.0, 600.0, needle_s=needle_s)
+    at_s = value = 0.0
+    for interval_s, value in steps:
+        at_s += interval_s
+        peaks.add(at_s, value)
+    clears_s = peaks.clears_in_s(at_s, at_most)
+    if clears_s is None:
+        assert value + BAND > at_most
+        return
+    for later in range(1, int(clears_s / 5) + 5):
+        peaks.add(at_s + 5.0 * later, value)
+    last = peaks.expected(at_s + 5.0 * later)
+    assert last is not None
+    # An error that was waiting to be scored may have widened the band meanwhile.
+    assert last.seen + BAND <= at_most

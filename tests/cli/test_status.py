@@ -1,0 +1,107 @@
+"""`scaler status` and `scaler explain`: that what was learned stands beside what is configured, in words."""
+
+from __future__ import annotations
+
+import json
+
+from scaler.cli import explain, status
+from scaler.levels import GIB, RAM, Ladder, Level
+from scaler.monitor import ResourceMonitor
+from scaler.performance import AnswerSample
+from scaler.policy import Policy
+from scaler.proactive import ProactiveScaler
+from scaler.readings import Memory, Reading
+from scaler.report import status_report
+
+GIBS = {"off": 0, "small": 2, "medium": 4, "large": 8}
+
+
+class Machine:
+    """16 GiB, of which others use what the test says; the real decision, and the real words about it."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.scaler = ProactiveScaler(
+            ladder=Ladder([Level(name, {RAM: GIBS[name] * GIB}, 0.3, 2.0) for name in ("small", "medium", "large")]),
+            policy=Policy(band=0.035),
+            monitor=ResourceMonitor(sensors=[]),
+            clock=lambda: self.now_s,
+        )
+
+    def read(self, other_gib: float, seconds: int) -> None:
+        """One reading a second."""
+        for _ in range(seconds):
+            self.now_s += 1
+            own = GIBS[self.scaler.status().serving] * GIB
+            memory = Memory(16 * GIB, int(16 * GIB - own - other_gib * GIB))
+            self.scaler.observe(Reading(at_s=self.now_s, wall_s=1.7e9 + self.now_s, memory=memory, own_bytes=own))
+
+    def told(self) -> tuple[str, str]:
+        """What `scaler status` and `scaler explain` print."""
+        report = status_report(self.scaler.status(), self.scaler.analyze_resource_trends())
+        plain = json.loads(json.dumps(report)) | {"answering": 0, "waiting": 0}
+        return "\n".join(status._lines(plain)), "\n".join(explain._lines(plain))
+
+
+def test_a_calm_machine_has_the_configured_figures_and_a_forecast() -> None:
+    """Nothing was learned, so nothing is listed as different."""
+    machine = Machine()
+    machine.read(4, 700)
+    stands, why = machine.told()
+    assert "limits    configured: gives way above 80.0 %, climbs after 5.0 min, expects 3.5 % more" in stands
+    assert "today" not in stands
+    assert "forecast: at most 78.5 % within 10.0 min (the peak of the last 5.0 min and 3.5 % on top)" in why
+    assert "next upgrade: none; large is the largest level" in why
+
+
+def test_a_wasted_climb_and_a_near_miss_are_told_with_what_they_change() -> None:
+    """Today's values beside the configured, and the earliest time of the next climb."""
+    machine = Machine()
+    machine.read(4, 400)
+    machine.read(8, 60)
+    machine.read(4, 200)
+    stands, why = machine.told()
+    assert "large today: gives way above 79.0 % (after near miss: 1), climbed to after 10.0 min (wasted climbs: 1)" in (
+        stands
+    )
+    assert "next upgrade: to large in 6.7 min at the earliest" in why
+    assert "backs off: the last climb had to be undone within 10.0 min (1 in a row), so the next waits 10.0 min" in why
+
+
+def test_the_earliest_climb_is_told_when_no_room_is_in_sight() -> None:
+    """Five minutes from the moment that room comes, which may be the next one."""
+    machine = Machine()
+    machine.read(9, 900)
+    _, why = machine.told()
+    assert "large: not by waiting alone" in why
+    assert "next upgrade: to medium in 5.0 min at the earliest" in why
+
+
+def test_a_level_that_failed_says_why_and_for_how_long() -> None:
+    """Not only that it backs off."""
+    machine = Machine()
+    machine.read(9, 20)
+    machine.scaler.died("small", "it was killed (signal 9)")
+    machine.read(9, 20)
+    stands, why = machine.told()
+    assert "small today: backs off for 40 s" in stands
+    assert "small: in 40 s if this lasts" in why
+    assert "backs off because it failed: it was killed (signal 9)" in why
+
+
+def test_slow_and_failed_answers_lower_a_limit_only_where_memory_was_tight() -> None:
+    """The processor may be busy as well; giving memory away for that would help nobody."""
+    roomy, tight = Machine(), Machine()
+    roomy.read(3, 400)
+    tight.read(4.5, 400)
+    assert (roomy.scaler.status().serving, tight.scaler.status().serving) == ("large", "medium")
+    tight.read(8.4, 5)
+    for machine in (roomy, tight):
+        level = machine.scaler.status().serving
+        for seconds in (2.0, 2.0, 2.0, 2.0, 2.0, 9.0):
+            machine.scaler.update_performance_metrics(AnswerSample(level, seconds, 100, 0.1))
+        machine.scaler.update_performance_metrics(AnswerSample(level, 1.0, 0, failed=True))
+    tight.read(8.4, 1)
+    roomy.read(1, 1)
+    assert "medium today: gives way above 78.0 % (after slow answer: 1, failed answer: 1)" in tight.told()[0]
+    assert "today" not in roomy.told()[0]
