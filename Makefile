@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: run test demo lint bench arena diagram thorough clean
+.PHONY: run test demo lint bench arena ablation diagram thorough clean
 
 run: $(READY) ## the ladder on this machine: demo models, tier, monitor, endpoint
 	@$(BIN)/scaler demo-models
@@ -34,6 +34,9 @@ diagram: $(READY) ## write docs/diagram.md anew
 
 arena: $(READY) ## score the decisions, where the arena lies beside this checkout
 	$(BIN)/python ../shared/arena/arena.py ../shared/arena/traces/*.csv.gz --synthetic --command $(BIN)/scaler control
+
+ablation: $(READY) ## the same with each mechanism switched off in turn: a quarter of an hour
+	$(BIN)/python -m tests.bench.ablation
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scaler needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -36,6 +36,10 @@ class MissingExtra(ScalerError):
     """An optional part is not installed: names the extra that brings it."""
 
 
+class RecordingError(ScalerError):
+    """A recording of readings cannot be written or read: names the file, the line and what was expected."""
+
+
 class DaemonUnreachable(ScalerError):
     """No scaler daemon answers at the given address."""
 

@@ -19,7 +19,7 @@ def config() -> Path:
 
 
 def state() -> Path:
-    """What is to outlive a restart: the journal."""
+    """What is to outlive a restart: the journal, the recording."""
     return _place("XDG_STATE_HOME", linux=".local/state", macos="Library/Application Support", windows="LOCALAPPDATA")
 
 

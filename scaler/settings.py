@@ -98,6 +98,19 @@ class JournalSettings(Section):
     """How many files are kept, the newest among them."""
 
 
+class RecordingSettings(Section):
+    """Whether and where `scaler run` keeps its readings, for `scaler replay` and `scaler tune`."""
+
+    enabled: bool = True
+    """Keep them: numbers about memory, swap, processors and GPUs, and nothing else."""
+    path: Path = Field(default_factory=lambda: paths.state() / "recording")
+    """The folder; ~ is the home directory, a relative path is relative to the configuration file."""
+    max_days: Annotated[float, Field(gt=0, le=3660)] = 31.0
+    """How old they may get, in days."""
+    max_mib: Annotated[float, Field(gt=0, le=10240)] = 64.0
+    """How large they may get all together, in MiB."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decided:
     """A value that applies, and the file that says so, or ``default``."""
@@ -117,6 +130,7 @@ class Settings(Section):
     queue: QueueSettings = QueueSettings()
     monitor: MonitorSettings = MonitorSettings()
     journal: JournalSettings = Field(default_factory=JournalSettings)
+    recording: RecordingSettings = Field(default_factory=RecordingSettings)
     policy: Annotated[Mapping[str, Any], WithJsonSchema(policy_layers.POLICY.json_schema())] = {}
     """What this machine decides differently from its tier."""
 
@@ -192,10 +206,12 @@ def load_settings(path: Path | None = None, *, shipped: bool = False) -> Setting
         model = _model(level.model, folder, ("ladder", position, "model"), faults)
         levels.append(level.model_copy(update={"model": model}))
     journal_path = _absolute(settings.journal.path, folder, ("journal", "path"), faults)
+    recording_path = _absolute(settings.recording.path, folder, ("recording", "path"), faults)
     if faults:
         raise document.error(*faults)
     journal = settings.journal.model_copy(update={"path": journal_path})
-    settings = settings.model_copy(update={"ladder": tuple(levels), "journal": journal})
+    recording = settings.recording.model_copy(update={"path": recording_path})
+    settings = settings.model_copy(update={"ladder": tuple(levels), "journal": journal, "recording": recording})
     settings._document, settings._ladder_document = document, ladder_document
     return settings
 

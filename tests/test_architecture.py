@@ -49,6 +49,7 @@ def test_the_decision_knows_nothing_that_does_input_or_output(name: str) -> None
     [
         ("sensors", {"errors", "readings", "levels", "sensors"}),
         ("runtimes", {"errors", "levels", "settings", "paths", "runtimes"}),
+        ("recordings", {"errors", "levels", "readings", "recordings"}),
         ("serving", {"errors", "manager", "answering", "proactive", "report", "serving"}),
     ],
 )

@@ -126,6 +126,8 @@ WRONG = [
     ("ladder:\n  - name: a\n    model: ~nosuchuser/a\n", 3, "ladder[0].model", "names no user's home"),
     ("journal: {path: ~nosuchuser/a}\n", 1, "journal.path", "names no user's home"),
     ("journal: {path: 3}\n", 1, "journal.path", "expected a path"),
+    ("recording: {path: ~nosuchuser/a}\n", 1, "recording.path", "names no user's home"),
+    ("recording: {max_days: 0}\n", 1, "recording.max_days", "expected a number above 0"),
     ("journal: {files: 0}\n", 1, "journal.files", "expected a whole number from 1"),
     ("server: {port: '8484'}\n", 1, "server.port", "'8484' cannot be used; expected a whole number"),
     ("server: {port: 70000}\n", 1, "server.port", "from 0 and up to 65,535"),
@@ -249,6 +251,7 @@ VALID: dict[str, Any] = {
     "queue": {"limit": 32, "wait_s": 30.0},
     "monitor": {"interval_s": 1.0},
     "journal": {"path": "journal.jsonl", "max_mib": 5.0, "files": 5},
+    "recording": {"enabled": True, "path": "recording", "max_days": 31.0, "max_mib": 64.0},
     "policy": {**asdict(Policy()), "max_level": "large"},
 }  # fmt: skip
 
@@ -573,7 +576,7 @@ def test_the_schema_describes_the_values(write: Write) -> None:
     assert schema["properties"].keys() == VALID.keys()
     assert schema["properties"]["policy"]["properties"].keys() == asdict(Policy()).keys()
     assert schema["additionalProperties"] is False
-    sections = {".server", ".queue", ".monitor", ".journal"}  # described where they are defined
+    sections = {".server", ".queue", ".monitor", ".journal", ".recording"}  # described where they are defined
     assert set(described(schema)) <= sections
     assert all(section["description"] for section in schema["$defs"].values())
 
@@ -581,7 +584,7 @@ def test_the_schema_describes_the_values(write: Write) -> None:
 def test_the_values_that_the_shipped_file_shows_are_the_ones_that_apply(write: Write) -> None:
     """Its comments promise them."""
     text = (paths.shipped_config() / "scaler.yaml").read_text()
-    shown, count = re.subn(r"^# (?=(server|queue|monitor|journal): \{)", "", text, flags=re.MULTILINE)
+    shown, count = re.subn(r"^# (?=(server|queue|monitor|journal|recording): \{)", "", text, flags=re.MULTILINE)
     assert count == 4
     shown = shown.replace("~/.local/state/scaler", str(paths.state()))
     assert load_settings(write(shown)).model_dump() == load_settings(shipped=True).model_dump()

@@ -35,6 +35,7 @@ MODULES = (
     "explain",
     "pin",
     "history",
+    "record",
     "tier",
     "diagram",
     "config",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -12,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from scaler.cli import EXIT_OK, Command
-from scaler.cli.words import duration
+from scaler.cli.words import SPAN, duration, span
 from scaler.errors import ConfigError
 from scaler.journal import JournalError, read
 
 MOST_FILES = 1000
 """How many files of a journal are looked for: as many as the configuration lets there be."""
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,10 +70,9 @@ def _note(text: str) -> None:
 
 def _time(text: str, now: datetime) -> datetime:
     """A time as people give it; local where it says nothing else. Raises ConfigError."""
-    ago = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
     try:
-        if ago:
-            return now - timedelta(**{UNITS[ago[2]]: float(ago[1])})
+        if SPAN.fullmatch(text):
+            return now - timedelta(seconds=span("--since", text))
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise ConfigError(

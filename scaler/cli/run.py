@@ -8,17 +8,21 @@ import signal
 import sys
 import threading
 import time
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaler import __version__, paths
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.daemon import address
+from scaler.cli.record import keep
 from scaler.cli.words import duration, gib
 from scaler.errors import ConfigError, MissingExtra, ScalerError
 from scaler.events import DecisionMade, ModelDied, PinChanged, SwitchDone, SwitchFailed
 from scaler.monitor import SensorLost, SensorRecovered
 from scaler.proactive import Event
+from scaler.recordings import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +57,8 @@ def _run(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with ModelManager(args.config) as manager:
+    with ExitStack() as closing:
+        manager = closing.enter_context(ModelManager(args.config))
         _check_demo_models(manager.settings.ladder)
         server = manager.settings.server
         port = server.port if args.port is None else args.port
@@ -68,6 +73,12 @@ def _run(args: argparse.Namespace) -> int:
         _line(f"climbs    once a larger level has fitted for {duration(manager.scaler.policy.dwell_s)}")
         _line(f"endpoint  {endpoint.url}/v1   (model: auto)")
         _line(f"journal   {manager.journal.path}")
+        recording = manager.settings.recording
+        if recording.enabled:
+            _line(f"recording {recording.path}")
+            recorder = Recorder(recording.path, max_days=recording.max_days, max_mib=recording.max_mib)
+            closing.callback(recorder.close)
+            closing.callback(manager.scaler.monitor.subscribe(partial(keep, recorder)))
         _line("")
         _line("Try, in another terminal:")
         _line(f"  curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' \\")

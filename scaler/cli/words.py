@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
+from scaler.errors import ConfigError
 from scaler.levels import GIB
+
+UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*")
+"""A stretch of time as people give it, such as 90s, 30m, 2h, 7d."""
+
+
+def span(option: str, text: str) -> float:
+    """The seconds that an option's value means. Raises ConfigError."""
+    given = SPAN.fullmatch(text)
+    if given is None or not 0 < (seconds := float(given[1]) * UNITS_S[given[2]]) < 1e10:
+        raise ConfigError(f"{option}: {text!r} is no stretch of time; expected such as 90s, 30m, 2h, 7d")
+    return seconds
 
 
 def gib(size: float | None) -> str:

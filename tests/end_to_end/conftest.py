@@ -107,6 +107,7 @@ def configure(tmp_path: Path, demo_models: dict[str, Path]) -> Callable[..., Pat
             "queue": {"limit": 64, "wait_s": 30},
             "monitor": {"interval_s": 0.05},
             "journal": {"path": str(tmp_path / "journal.jsonl")},
+            "recording": {"path": str(tmp_path / "recording")},
             "policy": {
                 "dwell_s": 1.0,
                 "dwell_max_s": 1.0,

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from scaler.demo.hog import Hog
+from scaler.recordings import Recording
 
 SCALER = [sys.executable, "-m", "scaler"]
 
@@ -80,6 +81,18 @@ def test_a_person_starts_it_talks_to_it_and_understands_it(daemon: Daemon, tmp_p
     assert "large" in history
 
 
+def test_the_daemon_keeps_what_it_saw(configure: Callable[..., Path], tmp_path: Path) -> None:
+    """With its own model's part, so that it can be replayed."""
+    daemon = Daemon(configure())
+    daemon.wait_for("large serves now")
+    daemon.process.send_signal(signal.SIGTERM)
+    said, _ = daemon.process.communicate(timeout=60)
+    assert any(line.split() == ["recording", str(tmp_path / "recording")] for line in daemon.said), said
+    own = [reading.own_bytes or 0 for reading in Recording(tmp_path / "recording")]
+    assert own[0] < 50 * 1024**2
+    assert max(own) > 300 * 1024**2
+
+
 def test_it_leaves_no_process_when_it_is_told_to_end_and_when_it_is_killed(configure: Callable[..., Path]) -> None:
     """Model processes die with their parent, also when nobody asked it first."""
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -118,7 +131,7 @@ def test_a_bad_configuration_starts_nothing(tmp_path: Path) -> None:
 def test_real_memory_pressure_from_another_process_is_answered_by_a_step_down(
     configure: Callable[..., Path], demo_models: Any
 ) -> None:
-    """No mock anywhere: real readings of this machine, a real hog, a real ladder. The hog takes 700 MiB at most."""
+    """No mock anywhere: real readings of this machine, a real hog, a real ladder. The hog takes 1.5 GiB at most."""
     mib = 1024**2
     memory = psutil.virtual_memory()
     if memory.available < 4 * 1024 * mib:
@@ -138,8 +151,12 @@ def test_real_memory_pressure_from_another_process_is_answered_by_a_step_down(
     )
     try:
         daemon.wait_for("large serves now")
-        with Hog(700 * mib) as hog:
-            hog.hold(700 * mib)
+        # What other programs gave back or took since the start counts as well.
+        room = (scale_at - json.loads(daemon.ask("status", "--json").stdout)["projected"]["large"]) * memory.total
+        pressure = int(room) + 350 * mib
+        assert 0 < pressure <= 1536 * mib, "another program on this machine took or gave back too much meanwhile"
+        with Hog(pressure) as hog:
+            hog.hold(pressure)
             # Which smaller level it is depends on what else this machine does meanwhile.
             line = daemon.wait_for("large → ")
             assert "the limit is" in line

@@ -1,0 +1,73 @@
+"""`scaler record`: keep this machine's readings without running a model, for `scaler replay` and `scaler tune`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from scaler.cli import EXIT_OK, Command
+from scaler.cli.words import duration, gib, span
+from scaler.errors import ConfigError
+from scaler.monitor import MonitorEvent, ReadingTaken, ResourceMonitor
+from scaler.recordings import Recorder, recent
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="record there instead of in the configured folder")
+    parser.add_argument("--for", dest="length", metavar="TIME", help="end by itself: 10m, 8h, 7d; else at Ctrl-C")
+    parser.add_argument("--every", type=float, metavar="SECONDS", help="the time between readings; else as configured")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration other than your own")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from scaler.settings import load_settings
+
+    length_s = None if args.length is None else span("--for", args.length)
+    if args.every is not None and not 0.01 <= args.every <= 3600:
+        raise ConfigError(f"--every: {args.every:g} cannot be used; expected 0.01 to 3600 seconds")
+    settings = load_settings(args.config)
+    folder, bounds = args.folder or settings.recording.path, settings.recording
+    if other := recent(folder, time.time()):
+        print(f"{other.name} in {folder} is being written: a daemon records there, or did until just now.")
+        print("What both record is read once, so this does no harm; --folder DIR keeps them apart.")
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    interval_s = settings.monitor.interval_s if args.every is None else args.every
+    recorder = Recorder(folder, max_days=bounds.max_days, max_mib=bounds.max_mib)
+    monitor = ResourceMonitor(interval_s=interval_s)
+    monitor.subscribe(lambda event: keep(recorder, event))
+    print(f"recording into {folder}, a reading every {interval_s:g} s: memory, swap, processors and GPUs, in numbers")
+    print(f"kept for {bounds.max_days:g} days, in at most {bounds.max_mib:g} MiB; Ctrl-C ends it", flush=True)
+    began = time.monotonic()
+    monitor.start()
+    try:
+        while not stop.wait(1.0 if length_s is None else max(0.0, min(1.0, began + length_s - time.monotonic()))):
+            passed = time.monotonic() - began
+            if sys.stderr.isatty():
+                used = gib(recorder.size_bytes)
+                print(f"\r{recorder.taken} readings in {duration(passed)}, {used} on disk ", end="", file=sys.stderr)
+            if length_s is not None and passed >= length_s:
+                break
+    finally:
+        monitor.stop()
+        recorder.close()
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    print(f"{recorder.taken} readings were recorded; the folder has {recorder.size_bytes / 1024:.1f} KiB now")
+    return EXIT_OK
+
+
+def keep(recorder: Recorder, event: MonitorEvent) -> None:
+    """Hand a monitor's readings to a recorder."""
+    if isinstance(event, ReadingTaken):
+        recorder.take(event.reading)
+
+
+COMMAND = Command(
+    "record", "keep this machine's readings without running a model, for replay and tune", _add_arguments, _run
+)

@@ -1,0 +1,138 @@
+"""The form of a recording: which figures of a reading are kept, in what unit, and how they are read back.
+
+The one home of the format; the recorder writes it, the recording reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from typing import NamedTuple
+
+from scaler.readings import Cpu, Gpu, Memory, Pressure, Reading, Stall, Swap
+
+VERSION = 1
+MARK = "# scaler recording"
+"""How the first line of a file begins; `key=value` pairs follow."""
+UNIT = 1024 * 256
+"""Sizes are kept in quarters of a MiB: 0.002 % of 16 GiB, and short to write."""
+COLUMNS = ("at_s", "available", "own", "swap", "cpu", "own_cpu", "stalled")
+GPU_COLUMNS = ("used", "own")
+
+
+class Machine(NamedTuple):
+    """What does not change while a file is written. Sizes are bytes; GPUs are index and size."""
+
+    memory: int | None
+    swap: int | None
+    cores: int | None
+    gpus: tuple[tuple[int, int], ...]
+
+
+def machine_of(reading: Reading) -> Machine:
+    """What of a reading belongs into a file's first line."""
+    return Machine(
+        None if reading.memory is None else reading.memory.total_bytes,
+        None if reading.swap is None else reading.swap.total_bytes,
+        None if reading.cpu is None else reading.cpu.cores,
+        tuple((gpu.index, gpu.total_bytes) for gpu in reading.gpus or ()),
+    )
+
+
+def header(machine: Machine, wall_s: float, at_s: float) -> str:
+    """The two lines that a file begins with: what is constant, with both clocks at one moment, and the columns."""
+    facts: dict[str, object] = {"version": VERSION, "wall_s": f"{wall_s:.2f}", "at_s": f"{at_s:.2f}", "unit": UNIT}
+    constants = {"memory": machine.memory, "swap": machine.swap, "cores": machine.cores}
+    facts |= {name: value for name, value in constants.items() if value is not None}
+    facts |= {f"gpu{index}": total for index, total in machine.gpus}
+    names = [*COLUMNS, *(f"gpu{index}_{name}" for index, _ in machine.gpus for name in GPU_COLUMNS)]
+    return f"{MARK} {' '.join(f'{key}={value}' for key, value in facts.items())}\n{','.join(names)}\n"
+
+
+def row(reading: Reading, machine: Machine) -> str:
+    """One reading as a line; what is missing is empty."""
+    memory, swap, cpu = reading.memory, reading.swap, reading.cpu
+    stall = None if reading.pressure is None else reading.pressure.memory
+    cells = [
+        f"{reading.at_s:.2f}",
+        _size(None if memory is None else memory.available_bytes),
+        _size(reading.own_bytes),
+        _size(None if swap is None else swap.used_bytes),
+        _ratio(None if cpu is None else cpu.busy_ratio),
+        _ratio(None if cpu is None else cpu.own_ratio),
+        _ratio(None if stall is None else stall.some_avg10_ratio),
+    ]
+    gpus = {gpu.index: gpu for gpu in reading.gpus or ()}
+    for index, _ in machine.gpus:
+        gpu = gpus.get(index)
+        cells += [_size(None if gpu is None else gpu.used_bytes), _size(None if gpu is None else gpu.own_bytes)]
+    return ",".join(cells) + "\n"
+
+
+def _size(size: int | None) -> str:
+    return "" if size is None else str(round(size / UNIT))
+
+
+def _ratio(ratio: float | None) -> str:
+    # 0.07 as .07: shorter, and read back the same.
+    return "" if ratio is None else f"{ratio:.2f}".removeprefix("0") if ratio >= 0.005 else "0"
+
+
+def parser(facts: Mapping[str, float], names: Sequence[str]) -> Callable[[Sequence[str], float], Reading | None]:
+    """What turns a line's cells into a reading, given a file's first two lines.
+
+    It is called with the cells and the difference of the wall clock and the monotonic one, and returns None where the
+    memory was not read. It raises ValueError for a cell that is no number, or too few of them. Raises KeyError when a
+    column is missing that no reading can do without.
+    """
+    column = {name: position for position, name in enumerate(names)}
+    at, available, own = column["at_s"], column["available"], column["own"]
+    swap, cpu, own_cpu, stalled = (column.get(name) for name in ("swap", "cpu", "own_cpu", "stalled"))
+    unit, total = int(facts["unit"]), int(facts["memory"])
+    swap_total, cores = facts.get("swap"), int(facts.get("cores", 1))
+    gpus = [
+        (int(key[3:]), int(value), column[f"{key}_used"], column[f"{key}_own"])
+        for key, value in facts.items()
+        if key.startswith("gpu")
+    ]
+    width = len(names)
+
+    def parse(cells: Sequence[str], wall_less_at_s: float) -> Reading | None:
+        if len(cells) != width:
+            raise ValueError(f"{len(cells)} values")
+        at_s = float(cells[at])
+        if not isfinite(at_s):
+            raise ValueError("time is no number")
+        free = int(cells[available]) * unit if cells[available] else -1
+        # What cannot be is missing: a half-written or foreign figure must not look like a measured one.
+        if not 0 <= free <= total:
+            return None
+        reading = Reading(at_s, at_s + wall_less_at_s, Memory(total, free))
+        if cells[own]:
+            reading.own_bytes = int(cells[own]) * unit
+        if swap is not None and cells[swap] and swap_total is not None:
+            reading.swap = Swap(int(swap_total), int(cells[swap]) * unit)
+        if cpu is not None and own_cpu is not None and (cells[cpu] or cells[own_cpu]):
+            reading.cpu = Cpu(cores, _number(cells[cpu]), _number(cells[own_cpu]))
+        if stalled is not None and cells[stalled]:
+            reading.pressure = Pressure(Stall(float(cells[stalled])))
+        if gpus:
+            reading.gpus = tuple(
+                Gpu(
+                    index,
+                    "",
+                    size,
+                    used := int(cells[used_at]) * unit,
+                    size - used,
+                    int(cells[own_at]) * unit if cells[own_at] else None,
+                )
+                for index, size, used_at, own_at in gpus
+                if cells[used_at]
+            )
+        return reading
+
+    return parse
+
+
+def _number(cell: str) -> float | None:
+    return float(cell) if cell else None

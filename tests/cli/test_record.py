@@ -1,0 +1,59 @@
+"""`scaler record`: a real recording of this machine."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scaler.recordings import Recording
+from tests.cli.conftest import SCALER, Run
+
+
+def test_it_records_this_machine_for_as_long_as_it_is_told(scaler: Run, places: dict[str, str]) -> None:
+    """Into the configured folder, and says where and for how long it is kept."""
+    done = scaler("record", "--for", "2s", "--every", "0.2")
+    folder = Path(places["XDG_STATE_HOME"]) / "scaler" / "recording"
+    assert done.returncode == 0, done.stderr
+    assert str(folder) in done.stdout
+    assert "kept for 31 days" in done.stdout
+    back = list(Recording(folder))
+    assert len(back) >= 5
+    for reading in back:
+        usage = reading.usage("ram")
+        assert usage is not None
+        assert usage.own_bytes == 0
+        assert usage.other_bytes > 0
+    again = scaler("record", "--for", "1s")
+    assert "a daemon records there, or did until just now" in again.stdout
+
+
+def test_ctrl_c_ends_it_and_nothing_is_lost(places: dict[str, str], tmp_path: Path) -> None:
+    """What was taken so far is written."""
+    command = [*SCALER, "record", "--every", "0.05", "--folder", str(tmp_path / "here")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=places)
+    assert process.stdout is not None
+    assert "recording into" in process.stdout.readline()
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    told = int(said.split(" readings were recorded")[0].splitlines()[-1])
+    assert len(list(Recording(tmp_path / "here"))) == told > 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [("--for", "soon", "expected such as 90s, 30m, 2h, 7d"), ("--every", "0", "expected 0.01 to 3600 seconds")],
+)
+def test_a_time_that_cannot_be_is_refused_before_anything_starts(
+    scaler: Run, option: str, value: str, expected: str
+) -> None:
+    """With the option and what was expected."""
+    done = scaler("record", option, value)
+    assert done.returncode == 2
+    assert f"{option}: " in done.stderr
+    assert expected in done.stderr
+    assert done.stdout == ""
