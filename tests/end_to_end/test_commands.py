@@ -128,6 +128,7 @@ def test_a_bad_configuration_starts_nothing(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.timeout(300)  # some virtual machines take a minute to give freed memory back, and only then it climbs
 def test_real_memory_pressure_from_another_process_is_answered_by_a_step_down(
     configure: Callable[..., Path], demo_models: Any
 ) -> None:
