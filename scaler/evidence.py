@@ -94,6 +94,9 @@ class Evidence:
                     self.footprints.learn(self.state, index, part.own_bytes, now)
                 other = part.other_bytes / part.total_bytes
                 self.trends[index].add(now, other)
+                if part.own_bytes + part.other_bytes >= self.policy.exhausted_at * part.total_bytes:
+                    # A full machine hides how much more others want; what shows once we gave way is no rise.
+                    self.trends[index].forget_rise()
                 self.peaks[index].add(now, other)
         for position, caution in enumerate(self.cautions):
             self.limits[position] = self.policy.scale_at - caution.at(now)

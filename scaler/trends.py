@@ -34,9 +34,10 @@ class Trend:
         self._half_s = rise_s / 2 * (1 - 1e-9)
         self._samples: deque[tuple[float, float]] = deque()
         self._clear_sums(0.0, 0.0)
-        self._clear_rise()
+        self.forget_rise()
 
-    def _clear_rise(self) -> None:
+    def forget_rise(self) -> None:
+        """Judge a rise only by what comes from now on."""
         self._newer: deque[tuple[float, float]] = deque()
         self._older: deque[tuple[float, float]] = deque()
         self._middle: tuple[float, float] | None = None
@@ -51,7 +52,7 @@ class Trend:
         """Forget every sample."""
         self._samples.clear()
         self._clear_sums(0.0, 0.0)
-        self._clear_rise()
+        self.forget_rise()
 
     def add(self, at_s: float, value: float) -> None:
         """Take in one sample; times must not go backwards."""

@@ -50,6 +50,7 @@ def test_the_decision_knows_nothing_that_does_input_or_output(name: str) -> None
         ("sensors", {"errors", "readings", "levels", "sensors"}),
         ("runtimes", {"errors", "levels", "settings", "paths", "runtimes"}),
         ("recordings", {"errors", "levels", "readings", "recordings"}),
+        ("replay", {"errors", "levels", "readings", "policy", "machine", "replay"}),
         ("serving", {"errors", "manager", "answering", "proactive", "report", "serving"}),
     ],
 )

@@ -152,3 +152,15 @@ def test_a_rise_that_pauses_is_not_steady() -> None:
     for at_s in range(20):
         trend.add(float(at_s), 0.01 * min(at_s, 17))
     assert trend.steady_rise_per_s == 0
+
+
+def test_a_rise_that_a_full_machine_hid_is_none_once_it_shows() -> None:
+    """While nothing was free, others seemed to use less than they wanted."""
+    trend = Trend(60, 4.0)
+    for at_s in range(10):
+        trend.add(float(at_s), 0.05 * at_s)
+    trend.forget_rise()
+    assert trend.steady_rise_per_s == 0
+    for at_s in range(10, 15):
+        trend.add(float(at_s), 0.05 * at_s)
+    assert trend.steady_rise_per_s == pytest.approx(0.05)

@@ -1,0 +1,1 @@
+"""The same decision in a closed loop over a recording."""
