@@ -36,6 +36,7 @@ MODULES = (
     "pin",
     "history",
     "record",
+    "replay",
     "tier",
     "diagram",
     "config",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 from scaler.errors import RecordingError
@@ -28,7 +27,8 @@ class Recording:
     """The readings of a folder or of one file, in order; iterate over it as often as needed.
 
     ``at_s`` ascends strictly through all files. ``wall_s`` is as it was recorded. A file with the columns ``t,mem``
-    (seconds, and the share of memory that others use) is read as a machine with ``total_bytes`` of memory.
+    (seconds, and the share of memory that others use) is read as a machine with ``total_bytes`` of memory; it has no
+    ``wall_s``, and all of it is read.
     """
 
     def __init__(self, source: Path, *, since_wall_s: float | None = None, total_bytes: int = 16 * GIB) -> None:
@@ -66,10 +66,13 @@ class Recording:
             doubles = 0
             begun = False
             for reading in self._readings(path):
-                assert reading.wall_s is not None  # every line has one
+                if reading.wall_s is None:
+                    # A public trace has no dates, and is one file.
+                    yield reading
+                    continue
                 if reading.wall_s < self._since_wall_s:
                     continue
-                if last is not None and last.wall_s is not None:
+                if last is not None:
                     if not begun:
                         offset_s = reading.wall_s - reading.at_s
                         shift_s += self._gap(path, last, reading, shift_s, offset_s - last_offset_s)
@@ -142,15 +145,21 @@ class Recording:
                 f"{path}:1: {first[:80]!r} is no recording; expected what `scaler record` writes, or the columns t,mem"
             )
         t, mem = columns.index("t"), columns.index("mem")
+        last_s = float("-inf")
         for number, line in enumerate(lines, 2):
             cells = line.split(",")
             try:
                 at_s, share = float(cells[t]), float(cells[mem])
             except (ValueError, IndexError):
                 raise RecordingError(f"{path}:{number}: {line[:80]!r} cannot be read; expected numbers") from None
+            if at_s <= last_s:
+                raise RecordingError(
+                    f"{path}:{number}: time {at_s:g} is not after {last_s:g}; expected ascending times"
+                )
+            last_s = at_s
             if 0 <= share <= 1:
                 free = int(self._total_bytes * (1 - share))
-                yield Reading(at_s, at_s, Memory(self._total_bytes, free), 0)
+                yield Reading(at_s, None, Memory(self._total_bytes, free), 0)
 
     def _lines(self, path: Path) -> Iterator[str]:
         """A file's whole lines; the last one is left out if it has no end, and a torn file ends where it is torn."""
@@ -206,8 +215,3 @@ def _facts(path: Path, line: str) -> dict[str, float]:
     if lacking := {"wall_s", "at_s", "unit", "memory"} - facts.keys():
         raise RecordingError(f"{path}:1: {', '.join(sorted(lacking))} is missing; expected what `scaler record` writes")
     return facts
-
-
-def when(wall_s: float) -> str:
-    """A time as people read it, in their own zone."""
-    return f"{datetime.fromtimestamp(wall_s, UTC).astimezone():%Y-%m-%d %H:%M}"
