@@ -37,6 +37,7 @@ MODULES = (
     "history",
     "record",
     "replay",
+    "tune",
     "tier",
     "diagram",
     "config",

@@ -49,11 +49,14 @@ class Recorded:
         """
         resources = tuple(dict.fromkeys(r for level in self.ladder for r in level.footprint))
         lacking: dict[str, int] = {}
-        count = usable = 0
+        count = usable = near = 0
+        last_s = float("-inf")
         for reading in shown(self.recording, doing):
             count += 1
             missing = [resource for resource in resources if reading.usage(resource) is None]
             usable += not missing
+            near += reading.at_s - last_s <= self.policy.stale_after_s
+            last_s = reading.at_s
             for resource in missing:
                 lacking[resource] = lacking.get(resource, 0) + 1
             yield reading
@@ -64,6 +67,11 @@ class Recorded:
             raise RecordingError(
                 f"{source}: none of its {count} readings has {' and '.join(lacking)}, which the ladder takes; "
                 "expected a recording of a machine that has it"
+            )
+        if not near:
+            raise RecordingError(
+                f"{self.recording.source}: its {count} readings lie more than {self.policy.stale_after_s:g} s apart; "
+                "expected one every second or so, since nothing is decided on older ones"
             )
         for resource, times in lacking.items():
             self.recording.notes.append(f"{times} of {count} readings lack {resource} and were passed over")

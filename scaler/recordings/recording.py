@@ -36,8 +36,9 @@ class Recording:
         self.source = source
         self.notes: list[str] = []
         """What was left out and where, in sentences; filled while iterating."""
+        self.since_wall_s = since_wall_s
         self._since_wall_s = float("-inf") if since_wall_s is None else since_wall_s
-        self._total_bytes = total_bytes
+        self.total_bytes = total_bytes
         if source.is_dir():
             files = files_of(source)
             # A file may reach into the time that is asked for as long as the next one has not begun before it.
@@ -158,8 +159,8 @@ class Recording:
                 )
             last_s = at_s
             if 0 <= share <= 1:
-                free = int(self._total_bytes * (1 - share))
-                yield Reading(at_s, None, Memory(self._total_bytes, free), 0)
+                free = int(self.total_bytes * (1 - share))
+                yield Reading(at_s, None, Memory(self.total_bytes, free), 0)
 
     def _lines(self, path: Path) -> Iterator[str]:
         """A file's whole lines; the last one is left out if it has no end, and a torn file ends where it is torn."""
