@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,13 @@ from scaler.monitor import ResourceMonitor
 from scaler.paths import demo_models
 from scaler.policy import Policy
 from scaler.proactive import ProactiveScaler
+from scaler.readings import Cpu, Memory, Reading
+from scaler.recordings import Recorder, Recording
+from scaler.replay.closed_loop import play
+from scaler.replay.optimum import Others, best_score
 from scaler.runtimes.embedded import EmbeddedRuntime
+from scaler.sensors import default_sensors
+from scaler.sensors.gpu import GpuSensor
 from scaler.settings import load_settings
 
 ROUNDS = 5
@@ -200,6 +206,85 @@ def reading() -> list[Figure]:
     return [Figure("one reading of every sensor, median", 1e6 * statistics.median(times), "µs")]
 
 
+def monitoring() -> list[Figure]:
+    """What watching the machine costs: processor time of this process beside the time that passed."""
+    sensors = default_sensors(lambda: ())
+    without = [sensor for sensor in sensors if not isinstance(sensor, GpuSensor)]
+    figures = []
+    for what, chosen in (("with NVML", sensors), ("without NVML", without)):
+        for interval_s, seconds, bar in ((1.0, 20.0, 0.5), (0.1, 10.0, None)):
+            monitor = ResourceMonitor(interval_s=interval_s, sensors=chosen)
+            monitor.start()
+            began, spent = time.perf_counter(), time.process_time()
+            threading.Event().wait(seconds)
+            share = (time.process_time() - spent) / (time.perf_counter() - began)
+            monitor.stop()
+            figures.append(Figure(f"monitor at {1 / interval_s:g} Hz, {what}", 100 * share, "% of a core", bar))
+    gpus = ResourceMonitor(sensors=sensors).read_now().gpus
+    figures.append(Figure("  GPUs that NVML found here", len(gpus or ()), ""))
+    return figures
+
+
+def replaying() -> list[Figure]:
+    """A week of readings, one a second: from disk, decided upon, and the clairvoyant optimum; a day is measured."""
+    rng, other = random.Random(3), 5.0
+    ladder = Ladder([Level(n, {RAM: g * GIB}, q, 4.0) for n, g, q in (("a", 2, 0.6), ("b", 4, 0.8), ("c", 7, 1.0))])
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = Recorder(Path(folder), wall_clock=lambda: 1.76e9)
+        for at_s in range(86_400):
+            other = min(13.0, max(1.0, other + rng.gauss(0, 0.05) + 0.01 * math.sin(at_s / 5000)))
+            memory = Memory(16 * GIB, int((16 - other) * GIB))
+            recorder.take(Reading(float(at_s), 1.76e9 + at_s, memory, 0, cpu=Cpu(8, rng.random(), 0.0)))
+        recorder.close()
+        size = recorder.size_bytes
+        others = Others([RAM], Policy().stale_after_s)
+
+        def tee() -> Iterator[Reading]:
+            for reading in Recording(Path(folder)):
+                others.add(reading)
+                yield reading
+
+        began = time.process_time()
+        play(tee(), ladder, Policy())
+        best_score(others, ladder, Policy())
+        spent = time.process_time() - began
+    return [
+        Figure("replay of a week at 1 Hz, with its optimum", 7 * spent, "s", 60),
+        Figure("recording of a day at 1 Hz, memory and processors", size / 1024**2, "MiB", 2),
+    ]
+
+
+def an_hour_at_ten_a_second() -> list[Figure]:
+    """Memory of the decision after 36 000 readings, beside after the first five minutes; in a process of its own."""
+    code = """if True:
+        import gc, psutil
+        from scaler.levels import GIB, RAM, Ladder, Level
+        from scaler.monitor import ResourceMonitor
+        from scaler.policy import Policy
+        from scaler.proactive import ProactiveScaler
+        from scaler.readings import Memory, Reading
+        ladder = Ladder([Level("a", {RAM: GIB}, 0.5, 1.0), Level("b", {RAM: 4 * GIB}, 1.0, 2.0)])
+        now = 0.0
+        scaler = ProactiveScaler(ladder=ladder, policy=Policy(), monitor=ResourceMonitor(sensors=[]), clock=lambda: now)
+        for number in range(36_000):
+            now = number / 10
+            used = 4 + (number // 700 % 9) + number % 97 / 100
+            own = {"off": 0, "a": GIB, "b": 4 * GIB}[scaler.status().serving]
+            free = max(0, int((16 - used) * GIB) - own)
+            scaler.observe(Reading(now, 1.7e9 + now, Memory(16 * GIB, free), own))
+            if number == 3000:
+                gc.collect()
+                before = psutil.Process().memory_info().rss
+        gc.collect()
+        print(psutil.Process().memory_info().rss, before)
+    """
+    after, before = map(int, subprocess.check_output([sys.executable, "-c", code]).split())
+    return [
+        Figure("memory of the decision after an hour at 10 Hz", after / 1024**2, "MiB"),
+        Figure("  more than after five minutes", (after - before) / 1024**2, "MiB", 4),
+    ]
+
+
 def switching() -> list[Figure]:
     """A switch between warm levels with room, beside the bare load of the same level."""
     make_demo_models(demo_models(), lambda *_: None)
@@ -239,7 +324,17 @@ async def bare_load(level: Any) -> float:
 def main() -> int:
     """Measure everything and print it as it comes."""
     missed = 0
-    for measure in (importing, decisions_in_process, decisions_through_the_pipe, preflight, reading, switching):
+    for measure in (
+        importing,
+        decisions_in_process,
+        decisions_through_the_pipe,
+        replaying,
+        preflight,
+        reading,
+        monitoring,
+        an_hour_at_ten_a_second,
+        switching,
+    ):
         for figure in measure():
             print(figure, flush=True)
             missed += not figure.met
