@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.words import duration, gib, span
-from scaler.errors import ConfigError
+from scaler.errors import ConfigError, RecordingError
 from scaler.monitor import MonitorEvent, ReadingTaken, ResourceMonitor
 from scaler.recordings import Recorder, recent
 
@@ -34,6 +35,12 @@ def _run(args: argparse.Namespace) -> int:
     if other := recent(folder, time.time()):
         print(f"{other.name} in {folder} is being written: a daemon records there, or did until just now.")
         print("What both record is read once, so this does no harm; --folder DIR keeps them apart.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise RecordingError(f"{folder}: cannot be made: {error.strerror or error}; choose another --folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RecordingError(f"{folder}: cannot be written to; choose another --folder")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -97,7 +97,7 @@ class Recording:
         if abs(stepped_s) <= CLOCK_STEP_S:
             return 0.0
         if 0 < gap_s <= SAME_RUN_S:
-            self.notes.append(f"{path.name}: the clock was set by {stepped_s:+.0f} s while recording")
+            self.notes.append(f"{path.name}: the clock was set by {stepped_s:+.0f} s, or the machine slept")
             return 0.0
         away_s = now.wall_s - last.wall_s
         if away_s <= 0:

@@ -23,6 +23,8 @@ LABELS = 9
 """So many decisions are numbered and told below; the others are ticks."""
 APART = 0.03
 """How far apart the numbered ones are at the least, as a share of the width."""
+SLEPT_S = 60.0
+"""When the wall clock ran ahead by more than this, the machine slept: shown as a gap."""
 OTHER, OWN, LIMIT, CRITICAL, NONE = "#9aa5b1", "#0072b2", "#e69f00", "#d55e00", "#333333"
 """Colours that people who see fewer of them can tell apart. Source: Okabe & Ito, Color Universal Design, 2008."""
 
@@ -39,17 +41,24 @@ class Trail:
     def __init__(self) -> None:
         self.at_s, self.other, self.own = array("d"), array("d"), array("d")
         self.total_bytes = 1
-        self.wall_s: float | None = None
+        self._shift_s: float | None = None
         self.spans: list[tuple[float, float, str]] = []
         """Stretches of time at one level."""
         self.gaps: list[tuple[float, float]] = []
         self.decided: list[Step] = []
         self.killed: list[Step] = []
 
+    @property
+    def dated(self) -> bool:
+        """Whether the times are dates, or seconds since whenever."""
+        return self._shift_s is not None
+
     def add(self, step: Step) -> None:
         """Take in one step."""
-        if self.wall_s is None and step.wall_s is not None:
-            self.wall_s = step.wall_s - step.at_s
+        if step.wall_s is not None and (self._shift_s is None or step.wall_s - step.at_s > self._shift_s + SLEPT_S):
+            self._shift_s = step.wall_s - step.at_s
+        # From here on in the time of people, which goes on while a machine sleeps.
+        step = step._replace(at_s=step.at_s + (self._shift_s or 0.0))
         self.at_s.append(step.at_s)
         self.other.append(step.other_bytes / GIB)
         self.own.append(step.own_bytes / GIB)
@@ -77,11 +86,10 @@ def draw(trail: Trail, policy: Policy, names: Sequence[str], headline: str, path
     told = _most_important(trail, names)
     figure = Figure(figsize=(14, 6.4 + 0.24 * len(told)), dpi=110, layout="constrained")
     usage, band = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
-    dated = trail.wall_s is not None
 
     def x(at_s: float) -> Any:
-        if trail.wall_s is not None:
-            return datetime.fromtimestamp(at_s + trail.wall_s).astimezone().replace(tzinfo=None)
+        if trail.dated:
+            return datetime.fromtimestamp(at_s).astimezone().replace(tzinfo=None)
         return (at_s - trail.at_s[0]) / 3600
 
     times, other, own = _columns(trail)
@@ -114,14 +122,14 @@ def draw(trail: Trail, policy: Policy, names: Sequence[str], headline: str, path
     for step in trail.decided:
         usage.axvline(x(step.at_s), ymax=0.02, color="black", linewidth=0.8)
     _number(usage, told, total, x)
-    if dated:
+    if trail.dated:
         locator = dates.AutoDateLocator()  # type: ignore[no-untyped-call]
         band.xaxis.set_major_locator(locator)
         band.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     else:
         band.set_xlabel("hours")
     if told:
-        lines = [f"{number}  {_when(step, trail, dated)}  {_sentence(step)}" for number, step in enumerate(told, 1)]
+        lines = [f"{number}  {_when(step, trail)}  {_sentence(step)}" for number, step in enumerate(told, 1)]
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9, family="monospace")
     try:
         figure.savefig(path)
@@ -212,9 +220,9 @@ def _number(usage: Any, told: Sequence[Step], total: float, x: Any) -> None:
         )
 
 
-def _when(step: Step, trail: Trail, dated: bool) -> str:
-    if dated and step.wall_s is not None:
-        return f"{datetime.fromtimestamp(step.wall_s).astimezone():%a %H:%M:%S}"
+def _when(step: Step, trail: Trail) -> str:
+    if trail.dated:
+        return f"{datetime.fromtimestamp(step.at_s).astimezone():%a %H:%M:%S}"
     hours, seconds = divmod(step.at_s - trail.at_s[0], 3600)
     return f"{hours:.0f} h {seconds / 60:04.1f} min"
 

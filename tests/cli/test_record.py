@@ -44,6 +44,15 @@ def test_ctrl_c_ends_it_and_nothing_is_lost(places: dict[str, str], tmp_path: Pa
     assert len(list(Recording(tmp_path / "here"))) == told > 0
 
 
+def test_a_folder_that_cannot_be_is_refused_at_once(scaler: Run, tmp_path: Path) -> None:
+    """Not after two minutes of recording for nothing."""
+    (tmp_path / "file").write_text("")
+    done = scaler("record", "--folder", str(tmp_path / "file" / "below"), "--for", "1s")
+    assert done.returncode == 3
+    assert "cannot be made" in done.stderr
+    assert "choose another --folder" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [("--for", "soon", "expected such as 90s, 30m, 2h, 7d"), ("--every", "0", "expected 0.01 to 3600 seconds")],
