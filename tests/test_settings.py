@@ -585,7 +585,7 @@ def test_the_values_that_the_shipped_file_shows_are_the_ones_that_apply(write: W
     """Its comments promise them."""
     text = (paths.shipped_config() / "scaler.yaml").read_text()
     shown, count = re.subn(r"^# (?=(server|queue|monitor|journal|recording): \{)", "", text, flags=re.MULTILINE)
-    assert count == 4
+    assert count == 5
     shown = shown.replace("~/.local/state/scaler", str(paths.state()))
     assert load_settings(write(shown)).model_dump() == load_settings(shipped=True).model_dump()
 

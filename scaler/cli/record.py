@@ -48,6 +48,7 @@ def _run(args: argparse.Namespace) -> int:
     recorder = Recorder(folder, max_days=bounds.max_days, max_mib=bounds.max_mib)
     monitor = ResourceMonitor(interval_s=interval_s)
     monitor.subscribe(lambda event: keep(recorder, event))
+    monitor.read_now()  # what is promised below has worked once
     print(f"recording into {folder}, a reading every {interval_s:g} s: memory, swap, processors and GPUs, in numbers")
     print(f"kept for {bounds.max_days:g} days, in at most {bounds.max_mib:g} MiB; Ctrl-C ends it", flush=True)
     began = time.monotonic()
