@@ -34,7 +34,7 @@ def _run(args: argparse.Namespace) -> int:
     folder, bounds = args.folder or settings.recording.path, settings.recording
     if other := recent(folder, time.time()):
         print(f"{other.name} in {folder} is being written: a daemon records there, or did until just now.")
-        print("What both record is read once, so this does no harm; --folder DIR keeps them apart.")
+        print("A model that the daemon has loaded counts as what others use here; --folder DIR keeps the two apart.")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:

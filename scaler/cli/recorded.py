@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,7 +121,25 @@ def shown(recording: Recording, doing: str) -> Iterator[Reading]:
             bar(doing, recording.progress(), drawn_s - began_s)
         yield reading
     if terminal:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        clear()
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Tell on a terminal what takes a while, for as long as it does."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    print(what, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        clear()
+
+
+def clear() -> None:
+    """Take the last line away again."""
+    print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def bar(doing: str, share: float, passed_s: float) -> None:

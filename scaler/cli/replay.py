@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scaler.cli import EXIT_OK, Command
-from scaler.cli.recorded import Recorded, add_arguments, recorded
+from scaler.cli.recorded import Recorded, add_arguments, recorded, working
 from scaler.cli.words import duration, percent
 from scaler.errors import ConfigError
 from scaler.levels import GIB, OFF
@@ -47,7 +47,8 @@ def _run(args: argparse.Namespace) -> int:
         given.policy,
         watch=None if trail is None else trail.add,
     )
-    best = best_score(others, given.ladder, given.policy)
+    with working("looking for the best that could have been had"):
+        best = best_score(others, given.ladder, given.policy)
     if trail is not None:
         from scaler.replay.picture import draw
 

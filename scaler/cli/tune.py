@@ -16,7 +16,7 @@ from typing import Any
 
 from scaler import paths
 from scaler.cli import EXIT_NO, EXIT_OK, Command
-from scaler.cli.recorded import Recorded, add_arguments, bar, recorded
+from scaler.cli.recorded import Recorded, add_arguments, bar, clear, recorded
 from scaler.cli.words import duration
 from scaler.errors import ConfigError, ScalerError
 from scaler.levels import Ladder
@@ -191,7 +191,7 @@ def _tune(given: Recorded, pool: ProcessPoolExecutor, searched: Part, held_back:
 
     found = search(given.policy, tell, fixed=given.parts.settings.policy)
     if terminal:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        clear()
     before, after = _plays(pool, held_back, given.ladder, [given.policy, found.policy])
     judged = gain(before, after)
     changed = found.policy != given.policy

@@ -6,7 +6,7 @@ The one home of the format; the recorder writes it, the recording reads it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import NamedTuple
 
 from scaler.readings import Cpu, Gpu, Memory, Pressure, Reading, Stall, Swap
@@ -36,6 +36,16 @@ def machine_of(reading: Reading) -> Machine:
         None if reading.swap is None else reading.swap.total_bytes,
         None if reading.cpu is None else reading.cpu.cores,
         tuple((gpu.index, gpu.total_bytes) for gpu in reading.gpus or ()),
+    )
+
+
+def completed(machine: Machine, before: Machine) -> Machine:
+    """A machine with what it is known to have from before, where a sensor missed it now."""
+    return Machine(
+        before.memory if machine.memory is None else machine.memory,
+        before.swap if machine.swap is None else machine.swap,
+        before.cores if machine.cores is None else machine.cores,
+        tuple(sorted({**dict(before.gpus), **dict(machine.gpus)}.items())),
     )
 
 
@@ -70,20 +80,24 @@ def row(reading: Reading, machine: Machine) -> str:
 
 
 def _size(size: int | None) -> str:
-    return "" if size is None else str(round(size / UNIT))
+    # Rounded down, so that no figure comes to more than there is in all.
+    return "" if size is None else str(size // UNIT)
 
 
 def _ratio(ratio: float | None) -> str:
     # 0.07 as .07: shorter, and read back the same.
-    return "" if ratio is None else f"{ratio:.2f}".removeprefix("0") if ratio >= 0.005 else "0"
+    if ratio is None or not 0 <= ratio < inf:
+        return ""  # also NaN: it is missing, and not 0
+    return f"{ratio:.2f}".removeprefix("0") if ratio >= 0.005 else "0"
 
 
 def parser(facts: Mapping[str, float], names: Sequence[str]) -> Callable[[Sequence[str], float], Reading | None]:
     """What turns a line's cells into a reading, given a file's first two lines.
 
     It is called with the cells and the difference of the wall clock and the monotonic one, and returns None where the
-    memory was not read. It raises ValueError for a cell that is no number, or too few of them. Raises KeyError when a
-    column is missing that no reading can do without.
+    memory was not read. What cannot be, such as less than nothing or more than all, is missing. It raises ValueError
+    for a cell that is no number, or too few of them. Raises KeyError when a column is missing that no reading can do
+    without.
     """
     column = {name: position for position, name in enumerate(names)}
     at, available, own = column["at_s"], column["available"], column["own"]
@@ -104,35 +118,39 @@ def parser(facts: Mapping[str, float], names: Sequence[str]) -> Callable[[Sequen
         if not isfinite(at_s):
             raise ValueError("time is no number")
         free = int(cells[available]) * unit if cells[available] else -1
-        # What cannot be is missing: a half-written or foreign figure must not look like a measured one.
         if not 0 <= free <= total:
             return None
         reading = Reading(at_s, at_s + wall_less_at_s, Memory(total, free))
-        if cells[own]:
-            reading.own_bytes = int(cells[own]) * unit
-        if swap is not None and cells[swap] and swap_total is not None:
-            reading.swap = Swap(int(swap_total), int(cells[swap]) * unit)
+        reading.own_bytes = _within(cells[own], unit, total)
+        if swap is not None and swap_total is not None:
+            used = _within(cells[swap], unit, swap_total)
+            reading.swap = None if used is None else Swap(int(swap_total), used)
         if cpu is not None and own_cpu is not None and (cells[cpu] or cells[own_cpu]):
-            reading.cpu = Cpu(cores, _number(cells[cpu]), _number(cells[own_cpu]))
-        if stalled is not None and cells[stalled]:
-            reading.pressure = Pressure(Stall(float(cells[stalled])))
+            reading.cpu = Cpu(cores, _share(cells[cpu]), _share(cells[own_cpu]))
+        if stalled is not None and (share := _share(cells[stalled])) is not None:
+            reading.pressure = Pressure(Stall(share))
         if gpus:
             reading.gpus = tuple(
-                Gpu(
-                    index,
-                    "",
-                    size,
-                    used := int(cells[used_at]) * unit,
-                    size - used,
-                    int(cells[own_at]) * unit if cells[own_at] else None,
-                )
+                Gpu(index, "", size, used, size - used, _within(cells[own_at], unit, size))
                 for index, size, used_at, own_at in gpus
-                if cells[used_at]
+                if (used := _within(cells[used_at], unit, size)) is not None
             )
         return reading
 
     return parse
 
 
-def _number(cell: str) -> float | None:
-    return float(cell) if cell else None
+def _within(cell: str, unit: int, total: float) -> int | None:
+    """A size in bytes, if it is one that can be."""
+    if not cell:
+        return None
+    size = int(cell) * unit
+    return size if 0 <= size <= total else None
+
+
+def _share(cell: str) -> float | None:
+    """A ratio 0..1, if it is one."""
+    if not cell:
+        return None
+    ratio = float(cell)
+    return ratio if 0 <= ratio <= 1 else None

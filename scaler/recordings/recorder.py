@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 
 from scaler.readings import Reading
-from scaler.recordings.columns import Machine, header, machine_of, row
+from scaler.recordings.columns import Machine, completed, header, machine_of, row
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,8 @@ NAME = re.compile(r"\d{8}T\d{6}Z-\d{4,}\.csv\.gz")
 class Recorder:
     """Keeps readings in a folder, at most ``max_days`` old and ``max_mib`` large all together.
 
-    Each recorder writes files of its own, so two of them on one folder do no harm; what both recorded is read once.
-    Safe to use from many threads.
+    Each recorder writes files of its own, so two of them on one folder damage nothing. What both recorded is read once,
+    from the file that was begun first: also what it took for our own. Safe to use from many threads.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Recorder:
 
         A disk that is full is logged once, and what could not be written is a gap.
         """
-        if reading.memory is None:
+        if reading.memory is None or not isfinite(reading.at_s):
             return
         wall_s = self._wall_clock() if reading.wall_s is None else reading.wall_s
         with self._lock:
@@ -77,14 +78,12 @@ class Recorder:
             offset, day = wall_s - reading.at_s, int(wall_s // DAY_S)
             # A sensor that misses once must not begin a new file.
             if self._machine is not None and reading.missing:
-                machine = self._machine
+                machine = completed(machine, self._machine)
             if machine != self._machine or abs(offset - self._wall_less_at_s) > CLOCK_STEP_S or day != self._day:
                 self._flush()
                 self._file, self._machine, self._wall_less_at_s, self._day = None, machine, offset, day
             if not self._lines:
                 self._first_at_s = reading.at_s
-            if self._file is None and not self._lines:
-                self._lines.append(header(machine, reading.at_s + offset, reading.at_s))
             self._lines.append(row(reading, machine))
             self.taken += 1
             if not 0 <= reading.at_s - self._first_at_s < FLUSH_S:
@@ -102,11 +101,11 @@ class Recorder:
         return sum(size for _, size in files_of(self.folder))
 
     def _flush(self) -> None:
-        if not self._lines:
+        if not self._lines or self._machine is None:
             return
         lines, self._lines = self._lines, []
         try:
-            self._append("".join(lines).encode())
+            self._append("".join(lines), self._machine)
             self._prune()
         except OSError as error:
             # Serving must go on. What is in the file may end in the middle, so the next flush begins a new one.
@@ -119,13 +118,16 @@ class Recorder:
                 log.warning("readings are recorded again in %s; what came meanwhile is a gap", self.folder)
             self._failed = False
 
-    def _append(self, text: bytes) -> None:
+    def _append(self, rows: str, machine: Machine) -> None:
         """Append one gzip member, complete in itself: what was written before stays readable whatever happens."""
-        member = gzip.compress(text, 9, mtime=0)
-        if self._file is None:
+        # A person, or another recorder's bound, may have deleted the file meanwhile.
+        if self._file is None or not self._file.exists():
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._file = self._new_file()
-        with open(self._file, "ab") as file:
+            rows = header(machine, self._first_at_s + self._wall_less_at_s, self._first_at_s) + rows
+        member = gzip.compress(rows.encode(), 9, mtime=0)
+        # Never created here: a file without its first lines would make the whole folder unreadable.
+        with open(self._file, "ab", opener=lambda path, flags: os.open(path, flags & ~os.O_CREAT)) as file:
             file.write(member)
             size = file.tell()
         if size > self._max_bytes / PARTS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 
 from scaler.errors import RecordingError
@@ -47,7 +48,7 @@ class Recording:
         elif source.is_file():
             self._files = [(source, source.stat().st_size)]
         else:
-            raise RecordingError(f"{source}: there is no such recording; `scaler record` makes one")
+            raise RecordingError(f"{source}: there is no such recording; `scaler run` and `scaler record` make one")
         if not self._files:
             raise RecordingError(f"{source}: nothing is recorded here yet; `scaler run` and `scaler record` do that")
         self.size_bytes = sum(size for _, size in self._files)
@@ -146,11 +147,13 @@ class Recording:
                 f"{path}:1: {first[:80]!r} is no recording; expected what `scaler record` writes, or the columns t,mem"
             )
         t, mem = columns.index("t"), columns.index("mem")
-        last_s = float("-inf")
+        last_s, impossible = float("-inf"), 0
         for number, line in enumerate(lines, 2):
             cells = line.split(",")
             try:
                 at_s, share = float(cells[t]), float(cells[mem])
+                if not isfinite(at_s):
+                    raise ValueError
             except (ValueError, IndexError):
                 raise RecordingError(f"{path}:{number}: {line[:80]!r} cannot be read; expected numbers") from None
             if at_s <= last_s:
@@ -161,6 +164,10 @@ class Recording:
             if 0 <= share <= 1:
                 free = int(self.total_bytes * (1 - share))
                 yield Reading(at_s, None, Memory(self.total_bytes, free), 0)
+            else:
+                impossible += 1
+        if impossible:
+            self.notes.append(f"{path.name}: {impossible} lines whose mem is no share of 0 to 1, left out")
 
     def _lines(self, path: Path) -> Iterator[str]:
         """A file's whole lines; the last one is left out if it has no end, and a torn file ends where it is torn."""

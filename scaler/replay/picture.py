@@ -199,9 +199,14 @@ def _most_important(trail: Trail, names: Sequence[str]) -> list[Step]:
 
     width = (trail.at_s[-1] - trail.at_s[0]) * APART
     chosen: list[Step] = []
-    for step in sorted([*trail.killed, *trail.decided], key=rank):
-        if len(chosen) < LABELS and all(abs(step.at_s - other.at_s) >= width for other in chosen):
-            chosen.append(step)
+    ranked = sorted([*trail.killed, *trail.decided], key=rank)
+    while len(chosen) < LABELS:
+        free = [step for step in ranked if all(abs(step.at_s - other.at_s) >= width for other in chosen)]
+        if not free:
+            break
+        best = [step for step in free if rank(step) == rank(free[0])]
+        # Of equals the one farthest from those that are numbered already, so that they spread over the picture.
+        chosen.append(max(best, key=lambda step: min((abs(step.at_s - other.at_s) for other in chosen), default=0.0)))
     return sorted(chosen, key=lambda step: step.at_s)
 
 
