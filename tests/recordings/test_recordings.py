@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import math
 import random
 import subprocess
 import sys
@@ -23,11 +24,18 @@ from scaler.recordings import Recorder, Recording
 from scaler.recordings.columns import UNIT
 from scaler.recordings.recorder import FLUSH_S, files_of
 
-TOTAL = 16 * GIB
+TOTAL = 16 * GIB - 4096  # no machine has a whole number of the units that are recorded
+GPU = GIB - 4096
 WALL = 1.76e9
-ON_DISK = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+# What the disk takes for an example says nothing about the recorder.
+ON_DISK = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 sizes = st.integers(0, TOTAL)
+gpu_sizes = st.integers(0, GPU)
 ratios = st.floats(0, 1)
 optional = st.none() | ratios
 readings = st.builds(
@@ -39,7 +47,8 @@ readings = st.builds(
     st.none() | st.builds(Swap, st.just(2 * GIB), st.integers(0, 2 * GIB)),
     st.none() | st.builds(Cpu, st.just(8), optional, optional),
     st.none() | st.builds(Pressure, st.none() | st.builds(Stall, ratios)),
-    st.none() | st.tuples(st.builds(Gpu, st.just(1), st.just("g"), st.just(GIB), sizes, st.just(0), st.none() | sizes)),
+    st.none()
+    | st.tuples(st.builds(Gpu, st.just(1), st.just("g"), st.just(GPU), gpu_sizes, st.just(0), st.none() | gpu_sizes)),
 )
 
 
@@ -268,6 +277,57 @@ def test_a_public_trace_is_a_machine_of_the_size_that_is_given(tmp_path: Path) -
     assert [part.other_bytes if part else None for part in usage] == [4 * GIB, 2 * GIB, 4 * GIB]
 
 
+def test_times_of_a_public_trace_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    """After an endless time nothing could follow; a share that is no number is told."""
+    path = tmp_path / "trace.csv"
+    path.write_text("t,mem\n0,nan\n1,0.5\n")
+    recording = Recording(path)
+    assert [one.at_s for one in recording] == [1]
+    assert "1 lines whose mem is no share" in recording.notes[0]
+    path.write_text("t,mem\n1,0.5\ninf,0.5\n")
+    with pytest.raises(RecordingError, match=r"trace.csv:3: 'inf,0.5' cannot be read"):
+        list(Recording(path))
+
+
+def test_figures_that_cannot_be_are_missing(tmp_path: Path) -> None:
+    """Less than nothing, more than all, and what is no number must not look as if it had been measured."""
+    path = tmp_path / "a.csv"
+    path.write_text(
+        "# scaler recording version=1 wall_s=9 at_s=1 unit=1 memory=9 swap=4 cores=2 gpu0=9\n"
+        "at_s,available,own,swap,cpu,own_cpu,stalled,gpu0_used,gpu0_own\n"
+        "1,2,-3,-1,nan,-.5,inf,-4,2\n"
+        "2,2,10,5,1.5,.2,7,9,10\n"
+    )
+    one, two = Recording(path)
+    assert (one.own_bytes, one.swap, one.cpu, one.pressure, one.gpus) == (None, None, Cpu(2), None, ())
+    assert (two.own_bytes, two.swap, two.cpu, two.pressure) == (None, None, Cpu(2, None, 0.2), None)
+    assert two.gpus == (Gpu(0, "", 9, 9, 0, None),)
+
+
+def test_what_a_sensor_says_that_is_no_number_is_recorded_as_missing(tmp_path: Path) -> None:
+    """As 0 it would read as an idle machine; as a time it would make the rest of the file unreadable."""
+    some = [reading(1.0), reading(2.0), reading(math.nan, wall_s=WALL), reading(3.0)]
+    some[0].cpu = Cpu(8, math.nan, 0.5)
+    some[1].cpu = Cpu(8, 0.5, -0.1)
+    record(tmp_path, some)
+    back = list(Recording(tmp_path))
+    assert [one.at_s for one in back] == [1, 2, 3]
+    assert [one.cpu for one in back] == [Cpu(8, None, 0.5), Cpu(8, 0.5, None), None]
+
+
+def test_a_limit_that_changes_while_a_sensor_is_missing_is_recorded(tmp_path: Path) -> None:
+    """A container's memory may be raised, and its GPU's sensor may be broken for good."""
+    some = [reading(float(at_s)) for at_s in range(4)]
+    some[0].gpus = (Gpu(0, "g", GIB, 0, GIB, 0),)
+    for one in some[1:]:
+        one.missing = ("gpu",)
+    for one in some[2:]:
+        one.memory = Memory(2 * TOTAL, TOTAL + GIB)
+    assert len(record(tmp_path, some)) == 2
+    memories = [one.memory for one in Recording(tmp_path)]
+    assert [memory.total_bytes if memory else None for memory in memories] == [TOTAL, TOTAL, 2 * TOTAL, 2 * TOTAL]
+
+
 def test_memory_that_cannot_be_is_no_reading(tmp_path: Path) -> None:
     """Less than nothing, more than all, and none."""
     head = "# scaler recording version=1 wall_s=9 at_s=1 unit=1 memory=9\nat_s,available,own\n"
@@ -296,6 +356,25 @@ def test_a_full_disk_is_told_once_and_recording_goes_on_when_there_is_room(
     times = [one.at_s for one in Recording(folder)]
     assert times == pytest.approx([float(at_s) for at_s in range(int(times[0]), 1200)])
     assert times[0] <= 600 + FLUSH_S
+
+
+def test_files_deleted_while_recording_cost_no_more_than_they_held(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A person tidies up, or another recorder's bound is smaller; what follows begins a file of its own."""
+    recorder = Recorder(tmp_path, wall_clock=lambda: WALL)
+    for at_s in range(1000):
+        if at_s == 500:
+            for path, _ in files_of(tmp_path):
+                path.unlink()
+        recorder.take(reading(float(at_s)))
+    recorder.close()
+    recording = Recording(tmp_path)
+    times = [one.at_s for one in recording]
+    assert times == pytest.approx([float(at_s) for at_s in range(int(times[0]), 1000)])
+    assert 500 - FLUSH_S <= times[0] <= 500
+    assert recording.notes == []
+    assert not caplog.records
 
 
 def test_a_file_that_the_system_cut_short_costs_only_its_end(tmp_path: Path) -> None:
