@@ -10,11 +10,12 @@ import threading
 import time
 from pathlib import Path
 
-from scaler.cli import EXIT_OK, Command
+from scaler.cli import EXIT_NO, EXIT_OK, Command
+from scaler.cli.daemon import address, ask
 from scaler.cli.words import duration, gib, span
-from scaler.errors import ConfigError, RecordingError
+from scaler.errors import ConfigError, RecordingError, ScalerError
 from scaler.monitor import MonitorEvent, ReadingTaken, ResourceMonitor
-from scaler.recordings import Recorder, recent
+from scaler.recordings import Recorder
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +33,9 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--every: {args.every:g} cannot be used; expected 0.01 to 3600 seconds")
     settings = load_settings(args.config)
     folder, bounds = args.folder or settings.recording.path, settings.recording
-    if other := recent(folder, time.time()):
-        print(f"{other.name} in {folder} is being written: a daemon records there, or did until just now.")
-        print("A model that the daemon has loaded counts as what others use here; --folder DIR keeps the two apart.")
+    if args.folder is None and bounds.enabled and (url := _daemon(args)):
+        print(f"the daemon at {url} records into {folder} already; nothing to do")
+        return EXIT_NO
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -61,6 +62,10 @@ def _run(args: argparse.Namespace) -> int:
                 print(f"\r{recorder.taken} readings in {duration(passed)}, {used} on disk ", end="", file=sys.stderr)
             if length_s is not None and passed >= length_s:
                 break
+            if int(passed) % 10 == 0 and recorder.another():
+                # Both would be read as one, and to this one the daemon's model is what others use.
+                print(f"another recorder, such as a daemon, writes into {folder} now; this one ends")
+                break
     finally:
         monitor.stop()
         recorder.close()
@@ -68,6 +73,17 @@ def _run(args: argparse.Namespace) -> int:
         print(file=sys.stderr)
     print(f"{recorder.taken} readings were recorded; the folder has {recorder.size_bytes / 1024:.1f} KiB now")
     return EXIT_OK
+
+
+def _daemon(args: argparse.Namespace) -> str | None:
+    """The address of the daemon that runs with this configuration, if one does."""
+    url = address(argparse.Namespace(url=None, config=args.config))
+    try:
+        ask(f"{url}/status", timeout_s=2.0)
+    except ScalerError:
+        # Nothing answers there, or something that is no daemon of ours.
+        return None
+    return url
 
 
 def keep(recorder: Recorder, event: MonitorEvent) -> None:

@@ -6,7 +6,7 @@ readings and files; nothing of decisions.
 
 from __future__ import annotations
 
-from scaler.recordings.recorder import Recorder, recent
+from scaler.recordings.recorder import Recorder
 from scaler.recordings.recording import Recording
 
-__all__ = ["Recorder", "Recording", "recent"]
+__all__ = ["Recorder", "Recording"]

@@ -64,6 +64,8 @@ class Recorder:
         self._wall_less_at_s = 0.0
         self._day = 0
         self._failed = False
+        self._own: set[Path] = set()
+        self._began_wall_s = time.time()
 
     def take(self, reading: Reading) -> None:
         """Record one reading; those without memory or time are left out.
@@ -94,6 +96,15 @@ class Recorder:
         with self._lock:
             self._flush()
             self._file = self._machine = None
+
+    def another(self) -> Path | None:
+        """A file that another recorder has written into the folder since this one began, if any."""
+        for path, _ in files_of(self.folder):
+            # It may be deleted meanwhile. By the files' own times, so not by a clock that was handed in.
+            with suppress(FileNotFoundError):
+                if path not in self._own and path.stat().st_mtime > self._began_wall_s:
+                    return path
+        return None
 
     @property
     def size_bytes(self) -> int:
@@ -146,6 +157,7 @@ class Recorder:
             except FileExistsError:
                 number += 1
             else:
+                self._own.add(path)
                 return path
 
     def _prune(self) -> None:
@@ -175,9 +187,3 @@ def files_of(folder: Path) -> list[tuple[Path, int]]:
 def began_s(path: Path) -> float:
     """When a recorded file was begun, in seconds since the epoch, from its name."""
     return datetime.strptime(path.name[:16], "%Y%m%dT%H%M%S%z").timestamp()
-
-
-def recent(folder: Path, now_s: float) -> Path | None:
-    """The file in a folder that was written within the last two flushes, if any."""
-    written = [path for path, _ in files_of(folder) if now_s - path.stat().st_mtime <= 2 * FLUSH_S]
-    return written[-1] if written else None

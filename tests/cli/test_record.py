@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from scaler.recordings import Recording
+from scaler.levels import GIB
+from scaler.readings import Memory, Reading
+from scaler.recordings import Recorder, Recording
 from tests.cli.conftest import SCALER, Run
 
 
@@ -26,8 +31,6 @@ def test_it_records_this_machine_for_as_long_as_it_is_told(scaler: Run, places: 
         assert usage is not None
         assert usage.own_bytes == 0
         assert usage.other_bytes > 0
-    again = scaler("record", "--for", "1s")
-    assert "a daemon records there, or did until just now" in again.stdout
 
 
 def test_ctrl_c_ends_it_and_nothing_is_lost(places: dict[str, str], tmp_path: Path) -> None:
@@ -42,6 +45,45 @@ def test_ctrl_c_ends_it_and_nothing_is_lost(places: dict[str, str], tmp_path: Pa
     assert process.returncode == 0
     told = int(said.split(" readings were recorded")[0].splitlines()[-1])
     assert len(list(Recording(tmp_path / "here"))) == told > 0
+
+
+def test_it_gives_way_to_another_recorder(places: dict[str, str], tmp_path: Path) -> None:
+    """A daemon that starts knows its model's part; to this one it would be what others use."""
+    command = [*SCALER, "record", "--every", "0.05", "--folder", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=places)
+    assert process.stdout is not None
+    assert "recording into" in process.stdout.readline()
+    daemon = Recorder(tmp_path)
+    daemon.take(Reading(1.0, None, Memory(GIB, 0), 0))
+    daemon.close()
+    said, _ = process.communicate(timeout=40)
+    assert process.returncode == 0
+    assert "another recorder, such as a daemon, writes into" in said
+    assert "readings were recorded" in said
+
+
+def test_beside_a_daemon_there_is_nothing_to_record(
+    scaler: Run, own_config: Callable[[str], Path], places: dict[str, str]
+) -> None:
+    """It records itself, with its model's part."""
+
+    class Status(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the standard library's name
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Status) as daemon:
+        threading.Thread(target=daemon.serve_forever, daemon=True).start()
+        own_config(f"server: {{port: {daemon.server_port}}}\n")
+        done = scaler("record", "--for", "9s")
+        daemon.shutdown()
+    assert done.returncode == 1
+    assert "records into" in done.stdout
+    assert not (Path(places["XDG_STATE_HOME"]) / "scaler" / "recording").exists()
 
 
 def test_a_folder_that_cannot_be_is_refused_at_once(scaler: Run, tmp_path: Path) -> None:
