@@ -53,7 +53,13 @@ def _lines(status: dict[str, Any]) -> list[str]:
     if state in effective:
         lines.extend(f"  {sentence}" for sentence in _foreseen(effective[state], policy))
     higher = [o for o in status["outlooks"] if state == "off" or rank[o["level"]] > rank[state]]
-    soonest = min((o for o in higher if o["earliest_s"] is not None), key=lambda o: o["earliest_s"], default=None)
+
+    def order(outlook: dict[str, Any]) -> tuple[float, bool, int]:
+        """Of levels that can come at the same time the largest does; if room is lacking, the one that needs least."""
+        lacks_room, position = outlook["wait_s"] is None, rank[outlook["level"]]
+        return outlook["earliest_s"], lacks_room, position if lacks_room or state == "off" else -position
+
+    soonest = min((o for o in higher if o["earliest_s"] is not None), key=order, default=None)
     if soonest is not None:
         wait = soonest["earliest_s"]
         when = f"in {duration(wait)} at the earliest" if wait else "with the next reading"
