@@ -68,6 +68,13 @@ def test_a_wasted_climb_and_a_near_miss_are_told_with_what_they_change() -> None
     assert "backs off: the last climb had to be undone within 10.0 min (1 in a row), so the next waits 10.0 min" in why
 
 
+def test_of_levels_that_can_come_at_the_same_time_the_largest_is_named() -> None:
+    """It is the one that will be climbed to."""
+    machine = Machine()
+    machine.read(4, 100)
+    assert "next upgrade: to large in 3.4 min at the earliest" in machine.told()[1]
+
+
 def test_the_earliest_climb_is_told_when_no_room_is_in_sight() -> None:
     """Five minutes from the moment that room comes, which may be the next one."""
     machine = Machine()
