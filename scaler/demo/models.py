@@ -1,7 +1,8 @@
 """The demo ladder: three real GGUF files with random weights that each say one sentence of their own.
 
 Nothing is downloaded. The architecture is llama's; only the weights are arranged: every token raises the
-one that follows it in the model's sentence, so that whoever reads an answer knows which level gave it.
+one that follows it in the model's sentence, so that whoever reads an answer knows which level gave it. Asked to count,
+every one counts to a thousand: what is lost or said twice when a level takes over from another is seen at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +21,19 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-CONTENT_VERSION = 1
+CONTENT_VERSION = 2
 """Raised whenever the files' content changes, so that old ones are written anew."""
 CONTEXT_TOKENS = 8192
+COUNT = "<|count|>"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if messages and messages[-1]['content'] is string and 'ount' in messages[-1]['content'] %}{{ '<|count|>' }}"
+    "{% endif %}{% endif %}"
 )
 WORDS = ("The", "small", "medium", "large", "model", "speaks", ":", "I", "am", "made", "of", "random", "weights", ".")
+COUNTS_TO = 999
+NUMBERS = tuple(str(number) for number in range(1, COUNTS_TO + 1))
 UNKNOWN, BEGIN, END = 0, 1, 2
 FREE_BYTES = 64 * 1024**2
 """What must be left on the disk after the files were written."""
@@ -138,11 +145,14 @@ def _vocabulary() -> tuple[list[str], list[float], list[int]]:
         ("<s>", 0.0, kind.CONTROL),
         ("<|im_end|>", 0.0, kind.CONTROL),
         ("<|im_start|>", 0.0, kind.CONTROL),
+        (COUNT, 0.0, kind.CONTROL),
     ]
     tokens += [(f"<0x{byte:02X}>", 0.0, kind.BYTE) for byte in range(256)]
-    tokens += [("\u2581" + word, -float(rank), kind.NORMAL) for rank, word in enumerate(WORDS)]
-    tokens += [(chr(code), -100.0 - code, kind.NORMAL) for code in range(33, 127)]
-    tokens.append(("\u2581", -99.0, kind.NORMAL))
+    # A word is found in a text by joining its letters one by one, so every beginning of it is a token as well.
+    pieces = dict.fromkeys(word[:end] for word in (*WORDS, *NUMBERS) for end in range(1, len(word) + 1))
+    tokens += [("\u2581" + piece, -float(rank), kind.NORMAL) for rank, piece in enumerate(pieces)]
+    tokens += [(chr(code), -1e4 - code, kind.NORMAL) for code in range(33, 127)]
+    tokens.append(("\u2581", -1e4, kind.NORMAL))
     names, scores, kinds = zip(*tokens, strict=True)
     return list(names), list(scores), [int(one) for one in kinds]
 
@@ -182,11 +192,11 @@ def _write_gguf(path: Path, shape: Shape) -> None:
 
 
 def _tensors(shape: Shape, vocabulary: Sequence[str]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The weights, so arranged that the answer is the sentence at any temperature that people use.
+    """The weights, so arranged that the answer is the sentence, or the count, at any temperature that people use.
 
     Dimension 0 of the residual stream is 1 for every token and nothing writes to it, so that column 0 of the output
     matrix is a bias. The blocks add next to nothing. The output row of a token is raised along the embedding of
-    the token that comes before it in the sentence.
+    the token that comes before it in the sentence or the count.
     """
     import numpy as np
 
@@ -203,10 +213,16 @@ def _tensors(shape: Shape, vocabulary: Sequence[str]) -> Iterator[tuple[str, NDA
     output[:, 0] = -5.0
     sentence = [vocabulary.index("\u2581" + word) for word in _sentence(shape.name)]
     # The template ends with a line feed, which is a byte token, so that is what the sentence follows.
-    before = vocabulary.index("<0x0A>")
-    for token in [*sentence, END]:
-        output[token, 1:] += 40.0 * directions[before]
-        before = token
+    said = [vocabulary.index("<0x0A>"), *sentence, END]
+    # The count ends like the sentence: its full stop leads to the end already.
+    counted = [vocabulary.index(COUNT), *(vocabulary.index("\u2581" + number) for number in NUMBERS), sentence[-1]]
+    for chain in (said, counted):
+        for before, token in pairwise(chain):
+            output[token, 1:] += 40.0 * directions[before]
+    # Whatever level's name it was that went before, so that one can end another's sentence.
+    for other in SHAPES:
+        if other != shape:
+            output[vocabulary.index("\u2581model"), 1:] += 40.0 * directions[vocabulary.index("\u2581" + other.name)]
     # After any other token, too, the first word is the likeliest.
     output[sentence[0], 0] = 5.0
     # The end is followed by the beginning: an answer that may not end says the sentence again and again.

@@ -1,0 +1,63 @@
+"""What the demo models say, whole and where they take over from each other."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaler.demo.models import COUNTS_TO
+from scaler.runtimes.embedded import EmbeddedRuntime
+from scaler.settings import LevelSettings
+
+COUNT = "Count to a thousand."
+
+
+async def said(model: Path, name: str, *requests: dict[str, Any]) -> list[str]:
+    """The texts of a model's answers."""
+    settings = LevelSettings(name=name, model=model, context_tokens=2048)
+    loaded = await EmbeddedRuntime().load(settings, lambda _: None)
+    try:
+        texts = []
+        for request in requests:
+            text = ""
+            async for chunk in loaded.chat(request):
+                text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+            texts.append(text)
+        return texts
+    finally:
+        await loaded.unload()
+
+
+@pytest.mark.parametrize("name", ["small", "medium"])
+def test_asked_to_count_a_model_counts_from_wherever_the_answer_stands(demo_models: dict[str, Path], name: str) -> None:
+    """So that a word which is lost or said twice when another level takes over is seen."""
+    ask = {"role": "user", "content": COUNT}
+    whole, rest = asyncio.run(
+        said(
+            demo_models[name],
+            name,
+            {"messages": [ask]},
+            {"messages": [ask, {"role": "assistant", "content": " 1 2 3 4 5 6 7 8 9 10 11"}]},
+        )
+    )
+    assert whole == "".join(f" {number}" for number in range(1, COUNTS_TO + 1)) + " ."
+    assert whole == " 1 2 3 4 5 6 7 8 9 10 11" + rest
+
+
+def test_a_model_ends_the_sentence_that_another_began(demo_models: dict[str, Path]) -> None:
+    """At whichever word the other one was stopped."""
+    words = " The small model speaks : I am made of random weights .".split(" ")[1:]
+    asks = [
+        {
+            "messages": [
+                {"role": "user", "content": "Who are you?"},
+                {"role": "assistant", "content": "".join(f" {word}" for word in words[:end])},
+            ]
+        }
+        for end in range(2, len(words))
+    ]
+    rests = asyncio.run(said(demo_models["medium"], "medium", *asks))
+    assert rests == ["".join(f" {word}" for word in words[end:]) for end in range(2, len(words))]
