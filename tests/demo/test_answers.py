@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scaler.demo.models import COUNTS_TO
+from scaler.demo import models
 from scaler.runtimes.embedded import EmbeddedRuntime
 from scaler.settings import LevelSettings
 
@@ -43,13 +43,13 @@ def test_asked_to_count_a_model_counts_from_wherever_the_answer_stands(demo_mode
             {"messages": [ask, {"role": "assistant", "content": " 1 2 3 4 5 6 7 8 9 10 11"}]},
         )
     )
-    assert whole == "".join(f" {number}" for number in range(1, COUNTS_TO + 1)) + " ."
+    assert whole == "".join(f" {number}" for number in range(1, models.COUNTS_TO + 1)) + " ."
     assert whole == " 1 2 3 4 5 6 7 8 9 10 11" + rest
 
 
 def test_a_model_ends_the_sentence_that_another_began(demo_models: dict[str, Path]) -> None:
     """At whichever word the other one was stopped."""
-    words = " The small model speaks : I am made of random weights .".split(" ")[1:]
+    words = [*models.WORDS[:1], "small", *models.WORDS[4:]]
     asks = [
         {
             "messages": [
