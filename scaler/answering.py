@@ -1,16 +1,18 @@
-"""One answer on one loaded model: its chunks as they come, ended cleanly when its model must go.
+"""One answer on one loaded model: its chunks as they come, until it ends or its model must go.
 
-Owns the reading of one answer; knows nothing of which level is right.
+Owns the reading of one answer; knows nothing of which level is right, nor of what another level makes of the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 
 from scaler.errors import LevelUnavailable
+from scaler.handoff import says_something
 from scaler.performance import AnswerSample
 from scaler.switching import Lease
 
@@ -19,92 +21,92 @@ AHEAD = 64
 
 
 class Chunk(NamedTuple):
-    """An OpenAI ``chat.completion.chunk`` and the level that it comes from."""
+    """An OpenAI ``chat.completion.chunk`` (or ``text_completion``) and the level that it comes from."""
 
     level: str
     data: dict[str, Any]
 
 
 class Answering:
-    """An answer in progress. A pump reads the model, so that a cut need not wait for the next token."""
+    """An answer in progress. A pump reads the model, so that a cut waits neither for a token nor for the taker."""
 
     def __init__(self, lease: Lease, clock: Callable[[], float] = time.monotonic) -> None:
         self._lease, self._clock = lease, clock
         self._began_s = clock()
         self._first_token_s: float | None = None
+        self._ended_s: float | None = None
         self._failed = False
-        self._room = asyncio.Semaphore(AHEAD)
-        self.passed_on = False
-        """Whether anything of the answer itself was handed out, so that it cannot be begun again."""
+        self._arrived: deque[dict[str, Any]] = deque()
+        self._news, self._room = asyncio.Event(), asyncio.Event()
+        self.gave_way = False
+        """Whether the drain limits were used up before the answer had ended; what is missing is another level's."""
 
-    async def stream(self, request: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
-        """Yield the answer's chunks. Raises LevelUnavailable, RequestRejected.
+    async def stream(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the answer's chunks, up to where the model had to go. Raises LevelUnavailable, RequestRejected.
 
-        Used up drain limits end it with ``finish_reason`` ``length``, as any other token limit does; an answer of
-        which nothing was said yet has nothing to end, and raises LevelUnavailable to be begun again elsewhere.
+        The model is given back as soon as it has nothing more to say, however slowly the chunks are taken.
         """
-        lease = self._lease
-        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        pump = asyncio.create_task(self._pump(request, queue), name=f"answer at {lease.level}")
+        lease, arrived = self._lease, self._arrived
+        pump = asyncio.create_task(self._pump(request), name=f"answer at {lease.level}")
         # By a callback, because a task that is cancelled before it began never reaches a finally of its own.
-        pump.add_done_callback(lambda _: queue.put_nowait(None))
+        pump.add_done_callback(self._pumped)
         lease.on_cut = lambda: _cancel(pump)
         if lease.cut:
             pump.cancel()
-        header: dict[str, Any] = {}
-        held: list[dict[str, Any]] = []
         finished = False
         try:
-            while (data := await queue.get()) is not None:
-                self._room.release()
-                header = {key: data[key] for key in ("id", "object", "created", "model") if key in data}
-                finished = finished or any(choice.get("finish_reason") for choice in data.get("choices", ()))
-                if not self.passed_on and not _says_something(data):
-                    held.append(data)
-                    continue
-                self.passed_on = True
-                for early in held:
-                    yield Chunk(lease.level, early)
-                held.clear()
-                yield Chunk(lease.level, data)
+            while True:
+                while arrived:
+                    data = arrived.popleft()
+                    self._room.set()
+                    finished = finished or any(choice.get("finish_reason") for choice in data.get("choices", ()))
+                    yield data
+                if pump.done():
+                    break
+                self._news.clear()
+                await self._news.wait()
             if not lease.cut:
                 self._failed = isinstance(pump.exception(), LevelUnavailable)
                 await pump
-            elif not self.passed_on:
-                raise LevelUnavailable(f"{lease.level}: it gave way before the answer had begun")
-            for early in held:
-                yield Chunk(lease.level, early)
-            if lease.cut and not finished:
-                last = {"index": 0, "delta": {}, "finish_reason": "length"}
-                yield Chunk(lease.level, {**header, "choices": [last]})
+            self.gave_way = lease.cut and not finished
         finally:
-            pump.cancel()
-            await asyncio.gather(pump, return_exceptions=True)
+            if not pump.done():
+                pump.cancel()
+                await asyncio.gather(pump, return_exceptions=True)
 
-    async def _pump(self, request: Mapping[str, Any], queue: asyncio.Queue[dict[str, Any] | None]) -> None:
-        chunks = self._lease.model.chat(request)
+    async def _pump(self, request: Mapping[str, Any]) -> None:
+        lease, arrived = self._lease, self._arrived
+        chunks = lease.model.complete(request) if "prompt" in request else lease.model.chat(request)
         try:
             async for data in chunks:
-                if _says_something(data):
+                if says_something(data):
                     if self._first_token_s is None:
                         self._first_token_s = self._clock() - self._began_s
-                    self._lease.count()
-                await self._room.acquire()
-                queue.put_nowait(data)
-                if self._lease.cut:
+                    lease.count()
+                arrived.append(data)
+                self._news.set()
+                if lease.cut:
                     break
+                while len(arrived) >= AHEAD:
+                    self._room.clear()
+                    await self._room.wait()
         finally:
             close = getattr(chunks, "aclose", None)
             if close is not None:
                 await close()
 
+    def _pumped(self, _: asyncio.Task[None]) -> None:
+        self._ended_s = self._clock()
+        self._lease.release()
+        self._news.set()
+
     def sample(self) -> AnswerSample | None:
         """How the answer went; None when the level gave way before there was anything to judge."""
-        if self._lease.cut and not self.passed_on:
+        if self._lease.cut and not self._lease.tokens:
             return None
         return AnswerSample(
             self._lease.level,
-            self._clock() - self._began_s,
+            (self._clock() if self._ended_s is None else self._ended_s) - self._began_s,
             self._lease.tokens,
             self._first_token_s,
             self._failed,
@@ -115,16 +117,8 @@ def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
 
 
-def _says_something(data: Mapping[str, Any]) -> bool:
-    return any(
-        choice.get("delta", {}).get(key)
-        for choice in data.get("choices", ())
-        for key in ("content", "reasoning_content", "tool_calls")
-    )
-
-
 async def collect(chunks: AsyncIterator[Chunk]) -> Chunk:
-    """Put an answer's chunks together to one ``chat.completion``. Raises what the chunks raise."""
+    """Put an answer's chunks together to one ``chat.completion`` or ``text_completion``. Raises what they raise."""
     whole: dict[str, Any] = {"object": "chat.completion", "choices": []}
     choices: dict[int, dict[str, Any]] = {}
     level = ""
@@ -133,11 +127,17 @@ async def collect(chunks: AsyncIterator[Chunk]) -> Chunk:
         for key in ("id", "created", "model", "system_fingerprint", "usage", "timings"):
             if data.get(key) is not None:
                 whole[key] = data[key]
+        if data.get("object") == "text_completion":
+            whole["object"] = "text_completion"
         for piece in data.get("choices", ()):
-            choice = choices.setdefault(
-                piece.get("index", 0), {"message": {"role": "assistant", "content": None}, "finish_reason": None}
-            )
-            _add_delta(choice["message"], piece.get("delta", {}))
+            index = piece.get("index", 0)
+            if "text" in piece:
+                choice = choices.setdefault(index, {"text": "", "finish_reason": None})
+                choice["text"] += piece["text"]
+            else:
+                message: dict[str, Any] = {"role": "assistant", "content": None}
+                choice = choices.setdefault(index, {"message": message, "finish_reason": None})
+                _add_delta(choice["message"], piece.get("delta", {}))
             if piece.get("finish_reason") is not None:
                 choice["finish_reason"] = piece["finish_reason"]
             if piece.get("logprobs") is not None:

@@ -5,6 +5,7 @@ The one place that knows them all; it decides and performs nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +38,18 @@ def assemble(config: Path | None = None) -> Parts:
     for level in settings.ladder:
         runtime = runtimes.setdefault(level.runtime, _runtime(level.runtime))
         levels[level.name] = (runtime, level)
-    ladder = Ladder(
-        [
-            Level(name, runtime.footprint(level), level.quality, level.load_s)
-            for name, (runtime, level) in levels.items()
-        ]
-    )
-    return Parts(settings, tier, policy, ladder, levels)
+    return Parts(settings, tier, policy, _ladder(levels), levels)
+
+
+def _ladder(levels: Mapping[str, tuple[Runtime, LevelSettings]]) -> Ladder:
+    """The ladder with what each level takes: its own footprint, and those of the smaller ones that stand by."""
+    rungs, beside = [], Counter[str]()
+    for name, (runtime, level) in levels.items():
+        alone = runtime.footprint(level)
+        rungs.append(Level(name, Counter(alone) + beside, level.quality, level.load_s, level.standby))
+        if level.standby:
+            beside += Counter(alone)
+    return Ladder(rungs)
 
 
 def _runtime(name: str) -> Runtime:

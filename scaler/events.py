@@ -55,10 +55,65 @@ class ModelDied:
 
 
 @dataclass(frozen=True, slots=True)
+class StandbyLost:
+    """``level`` does not stand by as it should: it could not be loaded, or died. The next switch tries again."""
+
+    level: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PinChanged:
     """A person pinned ``level``, or unpinned it (None)."""
 
     level: str | None
 
 
-ScalerEvent = DecisionMade | Hurried | SwitchDone | SwitchFailed | ModelDied | PinChanged
+@dataclass(frozen=True, slots=True)
+class BudgetLowered:
+    """From now on a new answer at ``level`` may have ``max_tokens`` at the most, and no thinking before it."""
+
+    level: str
+    max_tokens: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRestored:
+    """New answers at ``level`` are no longer shortened."""
+
+    level: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """The answers that ran at ``level`` when it had to give way have ended, or were handed over, within ``took_s``."""
+
+    level: str
+    answers: int
+    handed_over: int
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHandedOver:
+    """An answer goes on at the next level, after ``tokens`` tokens; ``reason`` where ``level`` died of something."""
+
+    level: str
+    tokens: int
+    reason: str | None
+
+
+ScalerEvent = (
+    DecisionMade
+    | Hurried
+    | SwitchDone
+    | SwitchFailed
+    | ModelDied
+    | StandbyLost
+    | PinChanged
+    | BudgetLowered
+    | BudgetRestored
+    | Drained
+    | AnswerHandedOver
+)

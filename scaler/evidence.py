@@ -38,6 +38,7 @@ class Evidence:
         self.footprints = Footprints(ladder, policy.footprint_half_life_s)
         self.resources = self.footprints.resources
         self.load_s = [level.load_s for level in ladder]
+        self.standby = [level.standby for level in ladder]
         self.now_s = NEVER
         self.reading: Reading | None = None
         self.usage: list[Usage | None] = [None] * len(self.resources)

@@ -227,6 +227,12 @@ def still_serves(evidence: Evidence, position: int) -> Verdict:
     return Verdict(holds, None, None, "{level} still serves" if holds else "{level} is not loaded")
 
 
+def stands_by(evidence: Evidence, position: int) -> Verdict:
+    """The level is kept loaded beside the larger ones."""
+    holds = evidence.standby[position]
+    return Verdict(holds, None, None, "{level} stands by" if holds else "{level} does not stand by")
+
+
 def pinned(evidence: Evidence, position: int) -> Verdict:
     """A person pinned this level."""
     holds = evidence.pinned == position
@@ -299,6 +305,7 @@ GUARDS: Mapping[str, Guard] = {
         Guard("forecast_fits", "to", "expected peak there ≤ {scale_at:.0%}", forecast_fits),
         Guard("recovers", "to", "room there for {recovery_s:g} s", recovers),
         Guard("wanted", "to", "a model is asked for", wanted),
+        Guard("stands_by", "to", "it stands by", stands_by),
         Guard("still_serves", "to", "it still serves", still_serves),
         Guard("pinned", "to", "a person asks for it", pinned),
         Guard("settled", "from", "no switch in progress", settled),

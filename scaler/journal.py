@@ -18,7 +18,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from scaler.errors import ScalerError
-from scaler.events import DecisionMade, Hurried, ModelDied, PinChanged, SwitchDone, SwitchFailed
+from scaler.events import (
+    AnswerHandedOver,
+    BudgetLowered,
+    BudgetRestored,
+    DecisionMade,
+    Drained,
+    Hurried,
+    ModelDied,
+    PinChanged,
+    StandbyLost,
+    SwitchDone,
+    SwitchFailed,
+)
 
 
 class JournalError(ScalerError):
@@ -124,7 +136,12 @@ KINDS = {
     SwitchDone: "switched",
     SwitchFailed: "switch_failed",
     ModelDied: "died",
+    StandbyLost: "standby_lost",
     PinChanged: "pin",
+    BudgetLowered: "budget_lowered",
+    BudgetRestored: "budget_restored",
+    Drained: "drained",
+    AnswerHandedOver: "handed_over",
 }
 
 
@@ -134,8 +151,8 @@ def record_of(event: object, wall_s: float) -> dict[str, Any] | None:
         record = asdict(event.switch)
         record |= record.pop("decision")
         wall_s = event.wall_s
-    elif isinstance(event, SwitchDone | SwitchFailed | ModelDied | PinChanged | Hurried):
-        record = asdict(event)
+    elif type(event) in KINDS:
+        record = asdict(event)  # type: ignore[call-overload]
     else:
         return None
     return {

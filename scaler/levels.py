@@ -28,13 +28,15 @@ class Level:
 
     ``footprint`` maps a resource (``ram``, ``gpu0``, ...) to the bytes that the level takes of it when
     serving, as declared; ``quality`` is the person's own judgement, 0..1; ``load_s`` is how long loading
-    is expected to take, in seconds.
+    is expected to take, in seconds. ``standby``: it is kept loaded beside the levels above it, whose footprints
+    include its own.
     """
 
     name: str
     footprint: Mapping[str, int]
     quality: float
     load_s: float
+    standby: bool = False
 
 
 class Ladder(Sequence[Level]):

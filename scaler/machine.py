@@ -72,6 +72,8 @@ def _rows(names: tuple[str, ...]) -> Iterator[Row]:
             yield Row("switch_failed", here, there, (), ("backing_off",))
             yield Row("degrade", here, there, (), ("backing_off",))
         yield Row("switch_failed", here, OFF)
+        for there in reversed(names[: names.index(here)]):
+            yield Row("died", here, there, ("stands_by",))
         yield Row("died", here, OFF)
     for here in states:
         yield Row("switched", here, None)

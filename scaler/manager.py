@@ -16,21 +16,18 @@ from types import TracebackType
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
-from scaler.answering import Answering, Chunk, collect
+from scaler.answering import Chunk, collect
 from scaler.assembly import assemble
-from scaler.conversations import Conversations, Message, fit
-from scaler.errors import LevelUnavailable
+from scaler.conversations import Conversations, Message
 from scaler.events import DecisionMade, ModelDied, SwitchFailed
 from scaler.journal import Journal
 from scaler.levels import OFF
 from scaler.loop_thread import LoopThread
 from scaler.monitor import ResourceMonitor
-from scaler.proactive import Event, Preflight, ProactiveScaler
+from scaler.proactive import Event, ProactiveScaler
+from scaler.relaying import Relay
 from scaler.sensors import Sensor, default_sensors
-from scaler.switching import Lease, Switcher
-
-ANSWER_SHARE = 4
-"""Where a request names no token limit, this part of the context window (a quarter) is kept for the answer."""
+from scaler.switching import Switcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,6 @@ class ModelManager:
         settings = parts.settings
         self.settings = settings
         self.detection = parts.tier
-        self._levels = parts.levels
         self._switcher: Switcher
         monitor = ResourceMonitor(
             interval_s=settings.monitor.interval_s, sensors=sensors(lambda: self._switcher.pids())
@@ -108,6 +104,12 @@ class ModelManager:
             self._proactive_scaler,
             queue_limit=settings.queue.limit,
             on_progress=self.progress.__setitem__,
+        )
+        self._relay = Relay(
+            self._proactive_scaler,
+            self._switcher,
+            {name: level for name, (_, level) in parts.levels.items()},
+            settings.queue.wait_s,
         )
         self._effects.call(self._switcher.start())
         self._proactive_scaler.want(False)
@@ -167,43 +169,15 @@ class ModelManager:
         async for chunk in self._effects.iterate(self.answer(request)):
             yield chunk
 
-    async def answer(self, request: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
-        """`chat` for callers that run on the effects' loop themselves.
+    def answer(
+        self, request: Mapping[str, Any], *, level: str | None = None, streamed: bool = True
+    ) -> AsyncGenerator[Chunk, None]:
+        """`chat` for callers that run on the effects' loop themselves; a request with a ``prompt`` completes it.
 
-        An answer that dies before anything of it was passed on is begun again at the next level that serves.
+        ``level`` insists on one level. ``streamed`` says whether chunks are shown as they come: else an answer whose
+        half is of no use to the next level, such as a tool call, can be begun anew there.
         """
-        scaler = self._proactive_scaler
-        scaler.want(True)
-        until = time.monotonic() + self.settings.queue.wait_s
-        while True:
-            check = scaler.check_preflight_resources()
-            left = max(0.0, until - time.monotonic())
-            lease = await self._switcher.lease(left, lambda: scaler.check_preflight_resources().reason)
-            answering = Answering(lease)
-            try:
-                async for chunk in answering.stream(await self._prepare(request, lease, check)):
-                    yield chunk
-                return
-            except LevelUnavailable:
-                if answering.passed_on or time.monotonic() >= until:
-                    raise
-            finally:
-                lease.release()
-                if (sample := answering.sample()) is not None:
-                    scaler.update_performance_metrics(sample)
-
-    async def _prepare(self, request: Mapping[str, Any], lease: Lease, check: Preflight) -> dict[str, Any]:
-        """The request as the level can take it: shortened where the pre-flight check says so, and fitted."""
-        asked = dict(request)
-        limit = asked.pop("max_completion_tokens", None) or asked.get("max_tokens")
-        if check.max_tokens is not None:
-            limit = min(limit or check.max_tokens, check.max_tokens)
-        if limit is not None:
-            asked["max_tokens"] = limit
-        context = self._levels[lease.level][1].context_tokens
-        reserved = min(limit or context // ANSWER_SHARE, context // 2)
-        asked["messages"] = await fit(asked["messages"], context - reserved, lease.model.count_tokens)
-        return asked
+        return self._relay.answer(request, level=level, streamed=streamed)
 
     async def _turn(
         self, message: str, conversation_id: str | None, system: str | None, options: Mapping[str, Any]
@@ -216,7 +190,7 @@ class ModelManager:
 
             async def timed() -> AsyncIterator[Chunk]:
                 nonlocal first
-                async for chunk in self.answer({**options, "messages": messages}):
+                async for chunk in self.answer({**options, "messages": messages}, streamed=False):
                     first = time.monotonic() - began if first is None else first
                     yield chunk
 

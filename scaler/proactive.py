@@ -17,7 +17,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scaler.effective import Effective, effective
-from scaler.events import DecisionMade, Hurried, ModelDied, PinChanged, ScalerEvent, SwitchDone, SwitchFailed
+from scaler.events import (
+    BudgetLowered,
+    BudgetRestored,
+    DecisionMade,
+    Hurried,
+    ModelDied,
+    PinChanged,
+    ScalerEvent,
+    SwitchDone,
+    SwitchFailed,
+)
 from scaler.guards import GUARDS, explain
 from scaler.journal import Journal, JournalError, record_of
 from scaler.levels import OFF, Ladder
@@ -341,6 +351,10 @@ class ProactiveScaler:
         if self.monitor.running:
             self.monitor.nudge()
 
+    def note(self, event: ScalerEvent) -> None:
+        """Have something that the effects did told to the subscribers and written into the journal."""
+        self._publish(event)
+
     # ---------------------------------------------------------------- subscribers
 
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
@@ -421,25 +435,28 @@ class ProactiveScaler:
             log.exception("the journal lost a record: %s", record)
 
     def _refresh_preflight(self) -> None:
+        before, now = self._preflight, self._expected()
+        self._preflight = now
+        # One level's budget; that of another is no news about the one before.
+        if now.action == "shorten" and now.max_tokens is not None:
+            if (before.action, before.level) != (now.action, now.level):
+                self._pending.append(BudgetLowered(now.level, now.max_tokens, now.reason))
+        elif now.action == "serve" and (before.action, before.level) == ("shorten", now.level):
+            self._pending.append(BudgetRestored(now.level))
+
+    def _expected(self) -> Preflight:
         machine, evidence = self._machine, self._machine.evidence
         serving, switch = evidence.serving, machine.switch
         if serving is None or serving < 0:
             reason = f"{machine.state} is being loaded" if not machine.settled else self._why_off()
-            self._preflight = Preflight("wait", machine.state, None, reason, None)
-            return
+            return Preflight("wait", machine.state, None, reason, None)
         level = self.ladder[serving].name
         if not machine.settled and switch is not None and evidence.state < serving:
-            self._preflight = Preflight(
-                "shorten", level, switch.drain_tokens, f"{level} gives way to {machine.state}", None
-            )
-            return
+            return Preflight("shorten", level, switch.drain_tokens, f"{level} gives way to {machine.state}", None)
         verdict = GUARDS["critical"].test(evidence, serving)
         if verdict.holds:
-            self._preflight = Preflight(
-                "shorten", level, self.policy.drain_tokens, explain(evidence, serving, verdict), None
-            )
-            return
-        self._preflight = Preflight("serve", level, None, f"{level} serves", None)
+            return Preflight("shorten", level, self.policy.drain_tokens, explain(evidence, serving, verdict), None)
+        return Preflight("serve", level, None, f"{level} serves", None)
 
     def _why_off(self) -> str:
         if self._machine.evidence.reading is None:

@@ -46,6 +46,8 @@ class LevelSettings(Section):
     """How long loading is expected to take, in seconds; learned once it was loaded."""
     load_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """After how many seconds a load counts as failed."""
+    standby: bool = False
+    """Keep it loaded beside the larger levels: stepping down to it costs no loading then, and they take more memory."""
     context_tokens: Annotated[int, Field(ge=256)] = 4096
     """The context window of one request, in tokens."""
     parallel: Annotated[int, Field(ge=1, le=64)] = 2

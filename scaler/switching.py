@@ -1,4 +1,4 @@
-"""Performing switches: drain, load beside or unload first, cut over, report back.
+"""Performing switches: drain, load beside or unload first, cut over, keep standbys loaded, report back.
 
 Owns what is loaded and the answers that run on it. Does as it is told by a `Switch` and knows nothing of
 thresholds or readings. Everything here runs on one event loop; only `request` and `pids` may be called
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from scaler.errors import LevelUnavailable, MissingExtra, QueueFull, RequestTimedOut
+from scaler.events import Drained, ScalerEvent, StandbyLost
 from scaler.levels import OFF
 from scaler.machine import Switch
 from scaler.runtimes.protocol import LoadedModel, Runtime
@@ -31,6 +32,8 @@ class Reports(Protocol):
     def switch_failed(self, ticket: int, still_serving: str, reason: str) -> None: ...
 
     def died(self, level: str, reason: str) -> None: ...
+
+    def note(self, event: ScalerEvent) -> None: ...
 
 
 class Lease:
@@ -115,8 +118,12 @@ class Switcher:
         self._wanted: Switch | None = None
         self._current: _Loaded | None = None
         self._retiring: dict[_Loaded, asyncio.Task[None]] = {}
+        self._order = {name: position for position, name in enumerate(levels)}
+        self._kept = tuple(name for name, (_, settings) in levels.items() if settings.standby)
+        self._standby: dict[str, _Loaded] = {}
         self._closed_for: int | None = None
         self._ready = asyncio.Event()
+        self._opened = asyncio.Event()
         self._wake = asyncio.Event()
         self._waiting = 0
         self._performing: asyncio.Task[None] | None = None
@@ -148,27 +155,42 @@ class Switcher:
     @property
     def answering(self) -> int:
         """How many answers run."""
-        return sum(len(loaded.leases) for loaded in (self._current, *self._retiring) if loaded is not None)
+        loaded = (self._current, *self._retiring, *self._standby.values())
+        return sum(len(one.leases) for one in loaded if one is not None)
 
-    async def lease(self, wait_s: float, why: Callable[[], str]) -> Lease:
+    async def lease(
+        self, wait_s: float, why: Callable[[], str], *, level: str | None = None, ahead: bool = False
+    ) -> Lease:
         """Wait for a level that serves and take a share of it.
 
-        Raises QueueFull when too many wait already, RequestTimedOut after ``wait_s`` seconds, with ``why``.
+        ``level`` insists on one: it must serve, or stand by. ``ahead`` is for an answer that has begun: it is not
+        turned away for the number of those who wait. Raises QueueFull when too many wait already, RequestTimedOut
+        after ``wait_s`` seconds, with ``why``.
         """
-        if not self._ready.is_set():
-            if self._waiting >= self._queue_limit:
-                raise QueueFull(f"{self._waiting} requests wait for a level already ({why()}); try again later")
-            self._waiting += 1
-            try:
-                async with asyncio.timeout(wait_s):
-                    while not self._ready.is_set():
-                        await self._ready.wait()
-            except TimeoutError:
-                raise RequestTimedOut(f"no level served within {wait_s:g} s: {why()}; try again later") from None
-            finally:
-                self._waiting -= 1
-        assert self._current is not None  # what _ready means
-        return Lease(self._current)
+        if (loaded := self._open_for(level)) is not None:
+            return Lease(loaded)
+        if self._waiting >= self._queue_limit and not ahead:
+            raise QueueFull(f"{self._waiting} requests wait for a level already ({why()}); try again later")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(wait_s):
+                while (loaded := self._open_for(level)) is None:
+                    self._opened.clear()
+                    await self._opened.wait()
+        except TimeoutError:
+            raise RequestTimedOut(
+                f"{level or 'no level'} {'did not serve' if level else 'served'} within {wait_s:.3g} s: {why()}; "
+                "try again later"
+            ) from None
+        finally:
+            self._waiting -= 1
+        return Lease(loaded)
+
+    def _open_for(self, level: str | None) -> _Loaded | None:
+        """The model that takes a request now, if there is one."""
+        if self._ready.is_set() and self._current is not None and level in (None, self._current.model.name):
+            return self._current
+        return self._standby.get(level) if level is not None else None
 
     async def close(self) -> None:
         """End everything: running answers, switches, models."""
@@ -179,7 +201,7 @@ class Switcher:
             self._performing.cancel()
             await asyncio.gather(self._performing, return_exceptions=True)
         self._ready.clear()
-        loaded = [*self._retiring, *([self._current] if self._current else [])]
+        loaded = [*self._retiring, *self._standby.values(), *([self._current] if self._current else [])]
         for task in self._retiring.values():
             task.cancel()
         await asyncio.gather(*self._retiring.values(), return_exceptions=True)
@@ -187,6 +209,7 @@ class Switcher:
             for lease in list(one.leases):
                 lease.limit(0.0, 0)
             await self._unload(one)
+        self._standby.clear()
         self._current = None
 
     # ---------------------------------------------------------------- on the loop
@@ -235,32 +258,71 @@ class Switcher:
     async def _go(self, switch: Switch) -> float | None:
         """Make ``switch.dest`` serve; return the seconds that loading took, None when nothing was loaded."""
         self._limit_drains(switch)
-        current = self._current
+        current, load_s = self._current, None
         if (current.model.name if current is not None else OFF) == switch.dest:
             self._open()
+        elif (spare := self._standby.pop(switch.dest, None)) is not None:
+            self._cut_over(spare, switch)
+        elif current is not None and (switch.beside or current.model.name in self._standbys(switch.dest)):
+            loaded, load_s = await self._load(switch.dest)
+            self._cut_over(loaded, switch)
+        else:
+            if current is not None:
+                self._closed_for = switch.ticket
+                self._ready.clear()
+                self._limit_drains(switch)
+                await self._drain(current)
+                if self._current is current:
+                    self._current = None
+                    self._retire(current)
+            self._retire_standbys(switch.dest)
             await self._finish_retiring()
-            return None
-        if switch.beside and current is not None:
+            if switch.dest == OFF:
+                return None
             loaded, load_s = await self._load(switch.dest)
             self._serve(loaded)
-            self._retire(current)
-            self._limit_drains(switch)
-            await self._finish_retiring()
-            return load_s
-        if current is not None:
-            self._closed_for = switch.ticket
-            self._ready.clear()
-            self._limit_drains(switch)
-            await current.idle.wait()
-            if self._current is current:
-                self._current = None
-                self._retire(current)
+        self._retire_standbys(switch.dest)
+        self._limit_drains(switch)
         await self._finish_retiring()
-        if switch.dest == OFF:
-            return None
-        loaded, load_s = await self._load(switch.dest)
-        self._serve(loaded)
+        await self._load_standbys(switch.dest)
         return load_s
+
+    def _cut_over(self, loaded: _Loaded, switch: Switch) -> None:
+        """Let ``loaded`` take the requests from now on; what served until now stands by, or goes when it is idle."""
+        before = self._current
+        self._serve(loaded)
+        if before is None:
+            return
+        if before.model.name in self._standbys(switch.dest) and not before.dead:
+            self._standby[before.model.name] = before
+        else:
+            self._retire(before)
+
+    def _standbys(self, dest: str) -> tuple[str, ...]:
+        """The levels that are kept loaded beside ``dest``: those below it, to step down to."""
+        return tuple(name for name in self._kept if dest != OFF and self._order[name] < self._order[dest])
+
+    def _retire_standbys(self, dest: str) -> None:
+        for name in [name for name in self._standby if name not in self._standbys(dest)]:
+            self._retire(self._standby.pop(name))
+
+    async def _load_standbys(self, dest: str) -> None:
+        for name in self._standbys(dest):
+            if name in self._standby:
+                continue
+            try:
+                self._standby[name] = (await self._load(name))[0]
+            except (LevelUnavailable, MissingExtra) as error:
+                # Serving goes on without it: stepping down takes a load then. The next switch tries again.
+                self._reports.note(StandbyLost(name, str(error)))
+
+    async def _drain(self, loaded: _Loaded) -> None:
+        """Wait until the answers that run now have ended, and tell how many they were."""
+        answers, began = set(loaded.leases), self._clock()
+        await loaded.idle.wait()
+        if answers:
+            cut = sum(lease.cut for lease in answers)
+            self._reports.note(Drained(loaded.model.name, len(answers), cut, self._clock() - began))
 
     async def _load(self, name: str) -> tuple[_Loaded, float]:
         runtime, settings = self._levels[name]
@@ -279,6 +341,7 @@ class Switcher:
         self._closed_for = None
         if self._current is not None and not self._current.dead:
             self._ready.set()
+        self._opened.set()
 
     def _retire(self, loaded: _Loaded) -> None:
         self._retiring[loaded] = asyncio.create_task(self._drain_and_unload(loaded), name="retire")
@@ -291,7 +354,7 @@ class Switcher:
 
     async def _drain_and_unload(self, loaded: _Loaded) -> None:
         try:
-            await loaded.idle.wait()
+            await self._drain(loaded)
             await self._unload(loaded)
         finally:
             self._retiring.pop(loaded, None)
@@ -304,8 +367,13 @@ class Switcher:
     async def _watch(self, loaded: _Loaded) -> None:
         reason = await loaded.model.died()
         loaded.dead = True
+        name = loaded.model.name
         if loaded is self._current:
             self._current = None
             self._ready.clear()
-        self._reports.died(loaded.model.name, reason)
+        if self._standby.get(name) is loaded:
+            del self._standby[name]
+            self._reports.note(StandbyLost(name, reason))
+        else:
+            self._reports.died(name, reason)
         await loaded.model.unload()

@@ -113,6 +113,18 @@ def _words(event: Mapping[str, Any]) -> str:
             return f"{event['source']} → {event['dest']}: {event['reason']} [{_outcome(event)}{hurried}]"
         case "died":
             return f"{event['level']} died: {event['reason']}"
+        case "budget_lowered":
+            return f"new answers at {event['level']} have {event['max_tokens']} tokens at the most: {event['reason']}"
+        case "budget_restored":
+            return f"new answers at {event['level']} are no longer shortened"
+        case "drained":
+            handed = f", {event['handed_over']} of them to go on elsewhere" if event["handed_over"] else ""
+            return f"{event['answers']} answers at {event['level']} ended within {duration(event['took_s'])}{handed}"
+        case "handed_over":
+            why = f": {event['reason']}" if event["reason"] else ""
+            return f"an answer of {event['level']} goes on at the next level, after {event['tokens']} tokens{why}"
+        case "standby_lost":
+            return f"{event['level']} does not stand by: {event['reason']}"
         case "pin":
             return "unpinned" if event["level"] is None else f"pinned to {event['level']}"
         case "switched":

@@ -131,8 +131,15 @@ class EmbeddedModel:
         """The level's name."""
         return self._name
 
-    async def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Stream the answer's chunks; raises LevelUnavailable, RequestRejected."""
+        return self._stream("/v1/chat/completions", request)
+
+    def complete(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Stream what follows the prompt; raises LevelUnavailable, RequestRejected."""
+        return self._stream("/v1/completions", request)
+
+    async def _stream(self, path: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         import aiohttp
 
         body = {**request, "stream": True, "stream_options": {"include_usage": True}}
@@ -140,7 +147,7 @@ class EmbeddedModel:
         async with self._slots:
             self._check_open()
             try:
-                async with self._session.post(f"{self._base}/v1/chat/completions", json=body) as response:
+                async with self._session.post(f"{self._base}{path}", json=body) as response:
                     if response.status != 200:
                         raise await self._refusal(response)
                     what = "the model ended in the middle of the answer"

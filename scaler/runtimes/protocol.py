@@ -21,9 +21,13 @@ class LoadedModel(Protocol):
     def chat(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Stream the answer to an OpenAI chat request as `chat.completion.chunk` objects, in order.
 
+        Messages that end with an assistant's have that one continued: only what comes after it is said.
         Closing the iterator ends the generation. Raises LevelUnavailable when the model dies or
         refuses to answer, RequestRejected when the request itself is at fault.
         """
+
+    def complete(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """The same for an OpenAI completion request, which has a ``prompt``: `text_completion` objects."""
 
     async def count_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
         """How many tokens of the context window these messages take as a prompt."""

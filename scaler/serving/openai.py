@@ -57,7 +57,7 @@ class OpenAI:
             body = _checked(await request.read())
         except RequestRejected as error:
             return _refuse(error.status, str(error))
-        chunks = self._manager.answer(body)
+        chunks = self._manager.answer(body, streamed=bool(body.get("stream")))
         try:
             if body.get("stream"):
                 return await self._stream(request, body, chunks)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scaler.answering import Answering, collect
+from scaler.answering import collect
 from scaler.errors import LevelUnavailable, QueueFull, RequestTimedOut
+from scaler.events import Drained, ScalerEvent
+from scaler.levels import GIB, RAM, Ladder, Level
 from scaler.machine import Decision, Switch
+from scaler.monitor import ResourceMonitor
+from scaler.policy import Policy
+from scaler.proactive import Event, ProactiveScaler
+from scaler.relaying import Relay
 from scaler.settings import LevelSettings
 from scaler.switching import Switcher
 
@@ -27,14 +33,18 @@ class Model:
         self.closed_answers = 0
 
     async def chat(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        said = [message["content"] for message in request["messages"] if message["role"] == "assistant"]
         try:
-            for number in range(request["words"]):
+            for number in range(len("".join(said).split()), request["words"]):
                 await self.more.acquire()
                 delta = {"content": f"{self.name}{number} "}
                 yield {"id": "x", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
             yield {"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
         finally:
             self.closed_answers += 1
+
+    def complete(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        raise NotImplementedError
 
     async def count_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
         return len(messages)
@@ -97,6 +107,9 @@ class Told:
     def died(self, level: str, reason: str) -> None:
         self._note("died", level)
 
+    def note(self, event: ScalerEvent) -> None:
+        self._note(event)
+
     def _note(self, *what: Any) -> None:
         self.log.append(what)
         asyncio.get_running_loop().create_task(self._wake())
@@ -113,10 +126,18 @@ class Told:
 class Stage:
     """A switcher, its runtime and its reports."""
 
-    def __init__(self, queue_limit: int = 2) -> None:
+    def __init__(self, queue_limit: int = 2, wait_s: float = 10.0, standby: Collection[str] = ()) -> None:
         self.runtime, self.told = Runtime(), Told()
-        levels = {n: (self.runtime, LevelSettings(name=n, model=Path(n))) for n in ("small", "medium", "large")}
+        names = ("small", "medium", "large")
+        settings = {n: LevelSettings(name=n, model=Path(n), standby=n in standby) for n in names}
+        levels = {name: (self.runtime, level) for name, level in settings.items()}
         self.switcher = Switcher(levels, self.told, queue_limit=queue_limit)
+        ladder = Ladder([Level(name, {RAM: GIB * size}, 0.5, 1.0) for size, name in enumerate(names, 1)])
+        # Decides nothing here, for it has no readings; but it is asked, and told how answers went.
+        self.scaler = ProactiveScaler(ladder=ladder, policy=Policy(), monitor=ResourceMonitor(sensors=[]))
+        self.events: list[Event] = []
+        self.scaler.subscribe(self.events.append)
+        self.relay = Relay(self.scaler, self.switcher, settings, wait_s)
         self._ticket = 0
 
     def ask(self, dest: str, *, beside: bool = True, drain_s: float = 1e6, drain_tokens: int = 1000) -> int:
@@ -133,19 +154,22 @@ class Stage:
         await self.told.until("switched", self.ask(dest))
         return self.runtime.models[dest]
 
-    async def answer(self, words: int) -> tuple[str, dict[str, Any]]:
-        lease = await self.switcher.lease(10, lambda: "testing")
-        try:
-            level, whole = await collect(Answering(lease).stream({"words": words}))
-        finally:
-            lease.release()
+    async def answer(self, words: int, **options: Any) -> tuple[str, dict[str, Any]]:
+        """The level that ended it, and the choice."""
+        request = {"messages": [{"role": "user", "content": "talk"}], "words": words, **options}
+        level, whole = await collect(self.relay.answer(request))
         return level, whole["choices"][0]
 
 
-def on_stage(test: Callable[[Stage], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+Scene = Callable[[Stage], Coroutine[Any, Any, None]]
+
+
+def on_stage(test: Scene, **conditions: Any) -> Callable[[], None]:
+    """Runs ``test`` with a stage of its own; ``conditions`` are the stage's."""
+
     def run() -> None:
         async def body() -> None:
-            stage = Stage()
+            stage = Stage(**conditions)
             await stage.switcher.start()
             try:
                 await test(stage)
@@ -201,10 +225,10 @@ async def test_a_running_answer_ends_by_itself_within_the_limits(stage: Stage) -
 
 
 @on_stage
-async def test_an_answer_that_uses_up_its_tokens_is_ended_cleanly(stage: Stage) -> None:
-    """Lower quality, but complete: the finish reason is that of a token limit."""
+async def test_an_answer_that_uses_up_its_tokens_is_finished_by_the_next_level(stage: Stage) -> None:
+    """One unbroken answer: every word once, in order."""
     small = await stage.serve("small")
-    answer = asyncio.create_task(stage.answer(100))
+    answer = asyncio.create_task(stage.answer(5))
     while not stage.switcher.answering:
         await asyncio.sleep(0)
     ticket = stage.ask("large", beside=False, drain_tokens=2)
@@ -212,25 +236,30 @@ async def test_an_answer_that_uses_up_its_tokens_is_ended_cleanly(stage: Stage) 
         await asyncio.sleep(0)
     for _ in range(100):
         small.more.release()
-    _, choice = await answer
-    assert choice["finish_reason"] == "length"
-    assert choice["message"]["content"] == "small0 small1 "
     await stage.told.until("switched", ticket)
+    for _ in range(100):
+        stage.runtime.models["large"].more.release()
+    level, choice = await answer
+    assert level == "large"
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["content"] == "small0 small1 large2 large3 large4 "
     assert small.closed_answers == 1
+    (drained,) = [told[0] for told in stage.told.log if isinstance(told[0], Drained)]
+    assert (drained.level, drained.answers, drained.handed_over) == ("small", 1, 1)
 
 
 @on_stage
-async def test_an_answer_that_stands_still_is_ended_when_its_time_is_up(stage: Stage) -> None:
+async def test_an_answer_that_stands_still_is_handed_over_when_its_time_is_up(stage: Stage) -> None:
     """A cut does not wait for the next token."""
     small = await stage.serve("small")
     small.more.release()
-    answer = asyncio.create_task(stage.answer(100))
+    answer = asyncio.create_task(stage.answer(2))
     while not stage.switcher.answering:
         await asyncio.sleep(0)
     ticket = stage.ask("large", drain_s=0.01)
-    _, choice = await answer
-    assert choice["finish_reason"] == "length"
     await stage.told.until("switched", ticket)
+    stage.runtime.models["large"].more.release()
+    assert (await answer)[1]["message"]["content"] == "small0 large1 "
 
 
 @on_stage
@@ -238,16 +267,17 @@ async def test_a_hurried_drain_shrinks_the_limits_of_running_answers(stage: Stag
     """Usage turned critical in the middle of a drain."""
     small = await stage.serve("small")
     small.more.release()
-    answer = asyncio.create_task(stage.answer(100))
+    answer = asyncio.create_task(stage.answer(2))
     while not stage.switcher.answering:
         await asyncio.sleep(0)
     ticket = stage.ask("medium", beside=False)
     for _ in range(20):
         await asyncio.sleep(0)
-    assert not answer.done()
+    assert stage.switcher.answering == 1
     stage.hurry("medium", 0.01, 5)
-    assert (await answer)[1]["finish_reason"] == "length"
     await stage.told.until("switched", ticket)
+    stage.runtime.models["medium"].more.release()
+    assert (await answer)[1]["message"]["content"] == "small0 medium1 "
 
 
 @on_stage

@@ -1,0 +1,134 @@
+"""One answer, over as many levels as it takes: pre-flight check, a share of a level, the answer, the hand-off.
+
+Owns a request from its arrival to its end. Knows no thresholds, loads nothing and speaks no HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any
+
+from scaler.answering import Answering, Chunk
+from scaler.conversations import fit
+from scaler.errors import LevelUnavailable, QueueFull, RequestRejected, RequestTimedOut
+from scaler.events import AnswerHandedOver
+from scaler.handoff import Splice, token_limit, without_thinking
+from scaler.proactive import Preflight, ProactiveScaler
+from scaler.settings import LevelSettings
+from scaler.switching import Lease, Switcher
+
+ANSWER_SHARE = 4
+"""Where a request names no token limit, this part of the context window (a quarter) is kept for the answer."""
+DEATHS = 2
+"""An answer under which so many models died may be what kills them; no further level is tried."""
+
+
+class Relay:
+    """Answers requests with whatever level serves, and lets the next one finish what a level could not."""
+
+    def __init__(
+        self,
+        scaler: ProactiveScaler,
+        switcher: Switcher,
+        levels: Mapping[str, LevelSettings],
+        wait_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``wait_s``: for how long a request waits for a level, at its beginning and at each hand-off."""
+        self._scaler, self._switcher, self._levels = scaler, switcher, levels
+        self._wait_s, self._clock = wait_s, clock
+
+    async def answer(
+        self, request: Mapping[str, Any], *, level: str | None = None, streamed: bool = True
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yield the answer's chunks, each with the level that made it. Runs on the effects' loop.
+
+        ``level`` insists on one level: the request waits for it, and no other one answers. ``streamed`` says that
+        chunks are shown as they come; else an answer that cannot be continued half way is begun anew.
+        Raises QueueFull, RequestTimedOut, LevelUnavailable, RequestRejected.
+        """
+        scaler, splice = self._scaler, Splice(request, streamed=streamed)
+        scaler.want(True)
+        until, deaths = self._clock() + self._wait_s, 0
+        failure: LevelUnavailable | None = None
+        todo = splice.next_request()
+        while todo is not None:
+            check = scaler.check_preflight_resources()
+            try:
+                left = max(0.0, until - self._clock())
+                lease = await self._switcher.lease(left, self._why(level), level=level, ahead=splice.begun)
+            except (QueueFull, RequestTimedOut):
+                if not splice.begun:
+                    raise
+                if failure is not None:
+                    raise failure from None
+                # The level gave way, and none came in its place: what was said of the answer stands.
+                break
+            answering, failure = Answering(lease), None
+            try:
+                async for data in answering.stream(await self._prepare(todo, splice, lease, check)):
+                    for by, one in splice.add(lease.level, data):
+                        yield Chunk(by, one)
+                    if splice.stopped:
+                        return
+            except LevelUnavailable as error:
+                failure, deaths = error, deaths + 1
+            except RequestRejected:
+                if not splice.begun:
+                    raise
+                # This level cannot take what the one before could: its context window may be smaller.
+                break
+            finally:
+                lease.release()
+                if (sample := answering.sample()) is not None:
+                    scaler.update_performance_metrics(sample)
+            if splice.finished or not (answering.gave_way or failure):
+                for by, one in splice.rest():
+                    yield Chunk(by, one)
+                return
+            failure = failure or LevelUnavailable(f"{lease.level}: it gave way before the answer had begun")
+            if deaths >= DEATHS or (self._clock() >= until and not splice.begun):
+                raise failure
+            todo = splice.next_request()
+            if splice.begun:
+                if level is not None:
+                    break
+                failure = None if answering.gave_way else failure
+                until = self._clock() + self._wait_s
+                scaler.note(AnswerHandedOver(lease.level, splice.tokens, str(failure) if failure else None))
+        for one in splice.ending():
+            yield Chunk(splice.levels[-1], one)
+
+    def _why(self, level: str | None) -> Callable[[], str]:
+        def why() -> str:
+            reason = self._scaler.check_preflight_resources().reason
+            return (
+                reason if level is None else f"only {level} was asked for, and {self._scaler.status().serving} serves"
+            )
+
+        return why
+
+    async def _prepare(
+        self, request: Mapping[str, Any], splice: Splice, lease: Lease, check: Preflight
+    ) -> dict[str, Any]:
+        """The request as the level can take it: shortened where the pre-flight check says so, and fitted."""
+        asked = dict(request)
+        limit = asked.pop("max_completion_tokens", None) or token_limit(asked)
+        # One that has begun goes on as it was meant to be: if this level has to give way as well, the next one goes on.
+        if check.max_tokens is not None and not splice.begun:
+            limit = min(limit or check.max_tokens, check.max_tokens)
+            if "messages" in asked:
+                asked = without_thinking(asked)
+        if limit is not None:
+            asked["max_tokens"] = limit
+        if "messages" in asked:
+            context = self._levels[lease.level].context_tokens
+            reserved = min(limit or context // ANSWER_SHARE, context // 2)
+            messages, said = list(asked["messages"]), []
+            if splice.text:
+                # What was said already is no turn that could be left out.
+                said = [messages.pop()]
+                reserved += await lease.model.count_tokens(said)
+            asked["messages"] = [*await fit(messages, context - reserved, lease.model.count_tokens), *said]
+        return asked
