@@ -52,6 +52,7 @@ def test_every_guard_tells_its_numbers() -> None:
         ("rested", "large"): "nothing changed yet",
         ("settled", "large"): "no switch is in progress",
         ("wanted", "small"): "a model is asked for",
+        ("stands_by", "small"): "small does not stand by",
         ("still_serves", "medium"): "medium still serves",
         ("still_serves", "large"): "large is not loaded",
         ("pinned", "large"): "large is not pinned",
