@@ -20,11 +20,10 @@ from scaler.answering import Answering, Chunk, collect
 from scaler.assembly import assemble
 from scaler.conversations import Conversations, Message, fit
 from scaler.errors import LevelUnavailable
-from scaler.events import DecisionMade, ModelDied, SwitchFailed
 from scaler.journal import Journal
-from scaler.levels import OFF
 from scaler.loop_thread import LoopThread
 from scaler.monitor import ResourceMonitor
+from scaler.notices import Notice, Notices, notice_of
 from scaler.proactive import Event, Preflight, ProactiveScaler
 from scaler.sensors import Sensor, default_sensors
 from scaler.switching import Lease, Switcher
@@ -47,15 +46,6 @@ class Answer:
 
     def __str__(self) -> str:
         return self.text
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something a person should know: what changed, why in numbers, and what would bring it back."""
-
-    kind: str
-    level: str
-    text: str
 
 
 class ModelManager:
@@ -99,8 +89,9 @@ class ModelManager:
         )
         self.conversations = Conversations()
         self.progress: dict[str, float] = {}
-        self._notify_upgrades = notify_upgrades
-        self._notice_takers: list[Callable[[Notice], None]] = [on_notice] if on_notice else []
+        self.notices = Notices(upgrades=notify_upgrades)
+        if on_notice is not None:
+            self.notices.subscribe(on_notice)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._effects = LoopThread("scaler-effects")
         self._switcher = Switcher(
@@ -256,36 +247,16 @@ class ModelManager:
     def on_notice(self, taker: Callable[[Notice], None]) -> Callable[[], None]:
         """Have ``taker`` told what a person should know; returns the way out.
 
-        Downgrades, failures and deaths by default; upgrades are silent unless they were asked for.
+        Downgrades and failures by default; upgrades are silent unless they were asked for. The same is told once
+        a minute at the most. It must not block; one that raises is logged, and the others are told all the same.
         """
-        self._notice_takers.append(taker)
-        return lambda: self._notice_takers.remove(taker) if taker in self._notice_takers else None
+        return self.notices.subscribe(taker)
 
     def _on_event(self, event: Event) -> None:
-        notice = self._notice(event)
+        scaler = self._proactive_scaler
+        notice = notice_of(event, scaler.ladder, scaler.policy.dwell_s)
         if notice is not None:
-            for taker in list(self._notice_takers):
-                taker(notice)
-
-    def _notice(self, event: Event) -> Notice | None:
-        ladder = self._proactive_scaler.ladder
-        if isinstance(event, DecisionMade):
-            decision = event.switch.decision
-            if decision.trigger not in ("observe", "degrade"):
-                return None
-            down = ladder.index(decision.dest) < ladder.index(decision.source)
-            if down:
-                back = f"it comes back once it has fitted for {self._proactive_scaler.policy.dwell_s:.0f} s"
-                return Notice(
-                    "downgrade",
-                    decision.dest,
-                    f"{decision.source} gives way to {decision.dest}: {decision.reason}; {back}",
-                )
-            if self._notify_upgrades and decision.source != OFF:
-                return Notice("upgrade", decision.dest, f"{decision.source} makes room for {decision.dest}")
-        elif isinstance(event, SwitchFailed | ModelDied):
-            return Notice("failure", event.level, event.reason)
-        return None
+            self.notices.tell(notice)
 
     # ---------------------------------------------------------------- the end
 
