@@ -89,7 +89,7 @@ class ModelManager:
         )
         self.conversations = Conversations()
         self.progress: dict[str, float] = {}
-        self.notices = Notices(upgrades=notify_upgrades)
+        self.notices = Notices(upgrades=notify_upgrades or settings.notices.upgrades)
         if on_notice is not None:
             self.notices.subscribe(on_notice)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
