@@ -51,7 +51,10 @@ def test_the_decision_knows_nothing_that_does_input_or_output(name: str) -> None
         ("runtimes", {"errors", "levels", "settings", "paths", "runtimes"}),
         ("recordings", {"errors", "levels", "readings", "recordings"}),
         ("replay", {"errors", "levels", "readings", "policy", "machine", "replay"}),
-        ("serving", {"errors", "manager", "answering", "proactive", "report", "serving"}),
+        (
+            "serving",
+            {"errors", "manager", "answering", "proactive", "report", "serving", "journal", "monitor", "notices"},
+        ),
     ],
 )
 def test_rooms_know_only_what_they_need(folder: str, allowed: set[str]) -> None:
