@@ -24,6 +24,7 @@ from scaler.journal import Journal
 from scaler.loop_thread import LoopThread
 from scaler.monitor import ResourceMonitor
 from scaler.notices import Notice, Notices, notice_of
+from scaler.notify import outboxes
 from scaler.proactive import Event, Preflight, ProactiveScaler
 from scaler.sensors import Sensor, default_sensors
 from scaler.switching import Lease, Switcher
@@ -67,13 +68,14 @@ class ModelManager:
         """``config``: a YAML in place of the person's own; ``sensors`` makes those of a machine other than this.
 
         Raises ConfigError when the configuration is at fault, LevelUnavailable when a level cannot be sized,
-        MissingExtra when the library of a runtime is not installed.
+        MissingExtra when the library of a runtime, or of a place for notices, is not installed.
         """
         parts = assemble(config)
         # Before anything is started: without its library no level could ever be loaded.
         for runtime, _ in parts.levels.values():
             runtime.require()
         settings = parts.settings
+        self._outboxes = outboxes(settings.notices)
         self.settings = settings
         self.detection = parts.tier
         self._levels = parts.levels
@@ -92,6 +94,8 @@ class ModelManager:
         self.notices = Notices(upgrades=notify_upgrades or settings.notices.upgrades)
         if on_notice is not None:
             self.notices.subscribe(on_notice)
+        for outbox in self._outboxes:
+            self.notices.subscribe(outbox.take)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._effects = LoopThread("scaler-effects")
         self._switcher = Switcher(
@@ -101,6 +105,8 @@ class ModelManager:
             on_progress=self.progress.__setitem__,
         )
         self._effects.call(self._switcher.start())
+        for outbox in self._outboxes:
+            self._effects.call(outbox.start())
         self._proactive_scaler.want(False)
         self._proactive_scaler.on_enter(self._switcher.request)
         self._proactive_scaler.subscribe(self._on_event)
@@ -266,8 +272,12 @@ class ModelManager:
             return
         self._proactive_scaler.stop_continuous_monitoring()
         self._effects.call(self._switcher.close())
+        self._effects.call(self._close_outboxes())
         self._effects.stop()
         self.journal.close()
+
+    async def _close_outboxes(self) -> None:
+        await asyncio.gather(*(outbox.close() for outbox in self._outboxes))
 
     def __enter__(self) -> Self:
         return self
