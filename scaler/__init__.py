@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scaler.errors import ScalerError
-    from scaler.manager import Answer, ModelManager, Notice
+    from scaler.manager import Answer, ModelManager
     from scaler.monitor import ResourceMonitor
+    from scaler.notices import Notice
     from scaler.proactive import ProactiveScaler
     from scaler.tiers import HardwareTierDetector
 
@@ -34,7 +35,7 @@ _HOMES = {
     "Answer": "manager",
     "HardwareTierDetector": "tiers",
     "ModelManager": "manager",
-    "Notice": "manager",
+    "Notice": "notices",
     "ProactiveScaler": "proactive",
     "ResourceMonitor": "monitor",
     "ScalerError": "errors",

@@ -359,6 +359,8 @@ def _expected(schema: dict[str, Any], node: dict[str, Any]) -> str:
         return repr(node["const"])
     if "enum" in node:
         return f"one of {', '.join(node['enum'])}"
+    if node.get("format") == "uri":
+        return "an http or https URL"
     kind = "a path" if node.get("format") == "path" else _KINDS[node["type"]]
     bounds = [f"{words} {node[bound]:,}" for bound, words in {**_LEAST, **_MOST}.items() if bound in node]
     return f"{kind} {' and '.join(bounds)}".rstrip()

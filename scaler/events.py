@@ -104,6 +104,15 @@ class AnswerHandedOver:
     reason: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class PersonTold:
+    """A notice went to whoever takes them: ``text``, about a downgrade, an upgrade or a failure of ``level``."""
+
+    kind: str
+    level: str
+    text: str
+
+
 ScalerEvent = (
     DecisionMade
     | Hurried
@@ -116,4 +125,5 @@ ScalerEvent = (
     | BudgetRestored
     | Drained
     | AnswerHandedOver
+    | PersonTold
 )

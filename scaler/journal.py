@@ -26,6 +26,7 @@ from scaler.events import (
     Drained,
     Hurried,
     ModelDied,
+    PersonTold,
     PinChanged,
     StandbyLost,
     SwitchDone,
@@ -142,6 +143,7 @@ KINDS = {
     BudgetRestored: "budget_restored",
     Drained: "drained",
     AnswerHandedOver: "handed_over",
+    PersonTold: "told",
 }
 
 

@@ -19,11 +19,12 @@ from weakref import WeakValueDictionary
 from scaler.answering import Chunk, collect
 from scaler.assembly import assemble
 from scaler.conversations import Conversations, Message
-from scaler.events import DecisionMade, ModelDied, SwitchFailed
+from scaler.events import PersonTold
 from scaler.journal import Journal
-from scaler.levels import OFF
 from scaler.loop_thread import LoopThread
 from scaler.monitor import ResourceMonitor
+from scaler.notices import Notice, Notices, notice_of
+from scaler.notify import outboxes
 from scaler.proactive import Event, ProactiveScaler
 from scaler.relaying import Relay
 from scaler.sensors import Sensor, default_sensors
@@ -46,15 +47,6 @@ class Answer:
         return self.text
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something a person should know: what changed, why in numbers, and what would bring it back."""
-
-    kind: str
-    level: str
-    text: str
-
-
 class ModelManager:
     """Keeps the ladder's best sustainable level loaded and answers with it.
 
@@ -74,13 +66,14 @@ class ModelManager:
         """``config``: a YAML in place of the person's own; ``sensors`` makes those of a machine other than this.
 
         Raises ConfigError when the configuration is at fault, LevelUnavailable when a level cannot be sized,
-        MissingExtra when the library of a runtime is not installed.
+        MissingExtra when the library of a runtime, or of a place for notices, is not installed.
         """
         parts = assemble(config)
         # Before anything is started: without its library no level could ever be loaded.
         for runtime, _ in parts.levels.values():
             runtime.require()
         settings = parts.settings
+        self._outboxes = outboxes(settings.notices)
         self.settings = settings
         self.detection = parts.tier
         self._switcher: Switcher
@@ -95,8 +88,11 @@ class ModelManager:
         )
         self.conversations = Conversations()
         self.progress: dict[str, float] = {}
-        self._notify_upgrades = notify_upgrades
-        self._notice_takers: list[Callable[[Notice], None]] = [on_notice] if on_notice else []
+        self.notices = Notices(upgrades=notify_upgrades or settings.notices.upgrades)
+        if on_notice is not None:
+            self.notices.subscribe(on_notice)
+        for outbox in self._outboxes:
+            self.notices.subscribe(outbox.take)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._effects = LoopThread("scaler-effects")
         self._switcher = Switcher(
@@ -112,6 +108,8 @@ class ModelManager:
             settings.queue.wait_s,
         )
         self._effects.call(self._switcher.start())
+        for outbox in self._outboxes:
+            self._effects.call(outbox.start())
         self._proactive_scaler.want(False)
         self._proactive_scaler.on_enter(self._switcher.request)
         self._proactive_scaler.subscribe(self._on_event)
@@ -230,36 +228,16 @@ class ModelManager:
     def on_notice(self, taker: Callable[[Notice], None]) -> Callable[[], None]:
         """Have ``taker`` told what a person should know; returns the way out.
 
-        Downgrades, failures and deaths by default; upgrades are silent unless they were asked for.
+        Downgrades and failures by default; upgrades are silent unless they were asked for. The same is told once
+        a minute at the most. It must not block; one that raises is logged, and the others are told all the same.
         """
-        self._notice_takers.append(taker)
-        return lambda: self._notice_takers.remove(taker) if taker in self._notice_takers else None
+        return self.notices.subscribe(taker)
 
     def _on_event(self, event: Event) -> None:
-        notice = self._notice(event)
-        if notice is not None:
-            for taker in list(self._notice_takers):
-                taker(notice)
-
-    def _notice(self, event: Event) -> Notice | None:
-        ladder = self._proactive_scaler.ladder
-        if isinstance(event, DecisionMade):
-            decision = event.switch.decision
-            if decision.trigger not in ("observe", "degrade"):
-                return None
-            down = ladder.index(decision.dest) < ladder.index(decision.source)
-            if down:
-                back = f"it comes back once it has fitted for {self._proactive_scaler.policy.dwell_s:.0f} s"
-                return Notice(
-                    "downgrade",
-                    decision.dest,
-                    f"{decision.source} gives way to {decision.dest}: {decision.reason}; {back}",
-                )
-            if self._notify_upgrades and decision.source != OFF:
-                return Notice("upgrade", decision.dest, f"{decision.source} makes room for {decision.dest}")
-        elif isinstance(event, SwitchFailed | ModelDied):
-            return Notice("failure", event.level, event.reason)
-        return None
+        scaler = self._proactive_scaler
+        notice = notice_of(event, scaler.ladder, scaler.policy.dwell_s)
+        if notice is not None and (told := self.notices.tell(notice)) is not None:
+            scaler.note(PersonTold(told.kind, told.level, told.text))
 
     # ---------------------------------------------------------------- the end
 
@@ -269,8 +247,12 @@ class ModelManager:
             return
         self._proactive_scaler.stop_continuous_monitoring()
         self._effects.call(self._switcher.close())
+        self._effects.call(self._close_outboxes())
         self._effects.stop()
         self.journal.close()
+
+    async def _close_outboxes(self) -> None:
+        await asyncio.gather(*(outbox.close() for outbox in self._outboxes))
 
     def __enter__(self) -> Self:
         return self

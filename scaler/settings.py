@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import Field, HttpUrl, PrivateAttr, TypeAdapter, ValidationError, WithJsonSchema
 
 from scaler import paths, policy_layers
 from scaler.demo.models import SHAPES
@@ -113,6 +113,17 @@ class RecordingSettings(Section):
     """How large they may get all together, in MiB."""
 
 
+class NoticesSettings(Section):
+    """How a person learns that a level gave way or failed, beside `on_notice` and ``GET /events``."""
+
+    upgrades: bool = False
+    """Tell upgrades too; they are silent otherwise."""
+    desktop: bool = False
+    """Show notices on the desktop, with the library desktop-notifier."""
+    webhook: HttpUrl | None = None
+    """Post each notice as JSON to this http or https URL."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decided:
     """A value that applies, and the file that says so, or ``default``."""
@@ -133,6 +144,7 @@ class Settings(Section):
     monitor: MonitorSettings = MonitorSettings()
     journal: JournalSettings = Field(default_factory=JournalSettings)
     recording: RecordingSettings = Field(default_factory=RecordingSettings)
+    notices: NoticesSettings = NoticesSettings()
     policy: Annotated[Mapping[str, Any], WithJsonSchema(policy_layers.POLICY.json_schema())] = {}
     """What this machine decides differently from its tier."""
 

@@ -119,3 +119,4 @@ def test_every_dependency_of_the_core_is_declared() -> None:
     assert extras["llama"] == {"aiohttp", "gguf", "xllamacpp"}
     assert extras["server"] == {"aiohttp"}
     assert extras["demo"] == {"rich"}
+    assert extras["desktop"] == {"desktop-notifier"}

@@ -129,6 +129,12 @@ WRONG = [
     ("recording: {path: ~nosuchuser/a}\n", 1, "recording.path", "names no user's home"),
     ("recording: {max_days: 0}\n", 1, "recording.max_days", "expected a number above 0"),
     ("journal: {files: 0}\n", 1, "journal.files", "expected a whole number from 1"),
+    ("notices: {webhook: ftp://x/y}\n", 1, "notices.webhook", "'ftp://x/y' cannot be used; expected an http or"),
+    ("notices:\n  webhook: localhost:80\n", 2, "notices.webhook", "expected an http or https URL or null"),
+    ("notices: {webhook: 'http://'}\n", 1, "notices.webhook", "expected an http or https URL"),
+    ("notices: {webhook: ''}\n", 1, "notices.webhook", "expected an http or https URL"),
+    ("notices: {webhook: true}\n", 1, "notices.webhook", "true cannot be used; expected an http or https URL or null"),
+    ("notices: {desktop: 1}\n", 1, "notices.desktop", "1 cannot be used; expected true or false"),
     ("server: {port: '8484'}\n", 1, "server.port", "'8484' cannot be used; expected a whole number"),
     ("server: {port: 70000}\n", 1, "server.port", "from 0 and up to 65,535"),
     ("server: {port: 1_000}\n", 1, "server.port", "'1_000' cannot be used"),
@@ -252,6 +258,7 @@ VALID: dict[str, Any] = {
     "monitor": {"interval_s": 1.0},
     "journal": {"path": "journal.jsonl", "max_mib": 5.0, "files": 5},
     "recording": {"enabled": True, "path": "recording", "max_days": 31.0, "max_mib": 64.0},
+    "notices": {"upgrades": True, "desktop": False, "webhook": "http://127.0.0.1:9/hook"},
     "policy": {**asdict(Policy()), "max_level": "large"},
 }  # fmt: skip
 
@@ -576,7 +583,8 @@ def test_the_schema_describes_the_values(write: Write) -> None:
     assert schema["properties"].keys() == VALID.keys()
     assert schema["properties"]["policy"]["properties"].keys() == asdict(Policy()).keys()
     assert schema["additionalProperties"] is False
-    sections = {".server", ".queue", ".monitor", ".journal", ".recording"}  # described where they are defined
+    # described where they are defined
+    sections = {".server", ".queue", ".monitor", ".journal", ".recording", ".notices"}
     assert set(described(schema)) <= sections
     assert all(section["description"] for section in schema["$defs"].values())
 
@@ -584,8 +592,8 @@ def test_the_schema_describes_the_values(write: Write) -> None:
 def test_the_values_that_the_shipped_file_shows_are_the_ones_that_apply(write: Write) -> None:
     """Its comments promise them."""
     text = (paths.shipped_config() / "scaler.yaml").read_text()
-    shown, count = re.subn(r"^# (?=(server|queue|monitor|journal|recording): \{)", "", text, flags=re.MULTILINE)
-    assert count == 5
+    shown, count = re.subn(r"^# (?=(server|queue|monitor|journal|recording|notices): \{)", "", text, flags=re.MULTILINE)
+    assert count == 6
     shown = shown.replace("~/.local/state/scaler", str(paths.state()))
     assert load_settings(write(shown)).model_dump() == load_settings(shipped=True).model_dump()
 

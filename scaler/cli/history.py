@@ -123,6 +123,8 @@ def _words(event: Mapping[str, Any]) -> str:
         case "handed_over":
             why = f": {event['reason']}" if event["reason"] else ""
             return f"an answer of {event['level']} goes on at the next level, after {event['tokens']} tokens{why}"
+        case "told":
+            return f"told: {event['text']}"
         case "standby_lost":
             return f"{event['level']} does not stand by: {event['reason']}"
         case "pin":

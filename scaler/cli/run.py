@@ -27,7 +27,7 @@ from scaler.recordings import Recorder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scaler.settings import LevelSettings
+    from scaler.settings import LevelSettings, NoticesSettings
 
 HINTS = (
     ("chat", "talk to it"),
@@ -73,6 +73,8 @@ def _run(args: argparse.Namespace) -> int:
         _line(f"climbs    once a larger level has fitted for {duration(manager.scaler.policy.dwell_s)}")
         _line(f"endpoint  {endpoint.url}/v1   (model: auto)")
         _line(f"journal   {manager.journal.path}")
+        if places := _places(manager.settings.notices):
+            _line(f"notices   {', '.join(places)}")
         recording = manager.settings.recording
         if recording.enabled:
             _line(f"recording {recording.path}")
@@ -105,6 +107,12 @@ def _check_demo_models(ladder: Sequence[LevelSettings]) -> None:
             f"the demo models ({', '.join(absent)}) are not there yet; make them with `{_program()} demo-models`, "
             f"or write a ladder of your own models into {paths.config_file()}"
         )
+
+
+def _places(notices: NoticesSettings) -> list[str]:
+    """Where notices go beside this terminal; of a webhook the host only, for the rest is often a secret."""
+    webhook = notices.webhook
+    return [*(["desktop"] if notices.desktop else []), *([f"webhook {webhook.host}"] if webhook is not None else [])]
 
 
 def _program() -> str:

@@ -11,6 +11,7 @@ from aiohttp import web
 from scaler.errors import ConfigError, ScalerError
 from scaler.manager import ModelManager
 from scaler.serving.control_routes import Control
+from scaler.serving.events import Events
 from scaler.serving.openai import OpenAI
 
 MAX_BODY_BYTES = 32 * 1024**2
@@ -50,6 +51,7 @@ class Endpoint:
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.add_routes(OpenAI(self._manager, int(time.time())).routes())
         app.add_routes(Control(self._manager).routes())
+        Events(self._manager.scaler, self._manager.notices).add_to(app)
         # A client that hangs up cancels its handler, and with it the generation that nobody reads any more.
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=GRACE_S)
         await runner.setup()

@@ -120,7 +120,7 @@ def configure(tmp_path: Path, demo_models: dict[str, Path]) -> Callable[..., Pat
             },
         }
         for section, values in changes.items():
-            config[section] = {**config[section], **values} if isinstance(values, dict) else values
+            config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
         path = tmp_path / "scaler.yaml"
         path.write_text(yaml.safe_dump(config))
         return path
