@@ -1,13 +1,13 @@
-"""OpenAI's dialect: chat completions, streamed and not, and the list of models.
+"""OpenAI's dialect: chat completions and completions, streamed and not, and the list of models.
 
-There is one model, ``auto``: whatever level serves. Which one that was stands in the header
+The model is ``auto``: whatever level serves; those who insist name a level. Which one answered stands in the header
 ``x-scaler-level``, in ``model`` and in ``system_fingerprint``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -20,6 +20,7 @@ from scaler.serving.errors import RETRY_AFTER_S, body_of, error_body, status_of
 
 MODEL = "auto"
 LEVEL_HEADER = "x-scaler-level"
+LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 class OpenAI:
@@ -33,33 +34,53 @@ class OpenAI:
         """Where they are found."""
         return [
             web.post("/v1/chat/completions", self.chat_completions),
+            web.post("/v1/completions", self.completions),
             web.get("/v1/models", self.models),
             web.get("/v1/models/{model}", self.model),
         ]
 
     async def models(self, _: web.Request) -> web.Response:
-        """The one model that there is."""
-        return web.json_response({"object": "list", "data": [self._model()]})
+        """``auto``, and the levels."""
+        return web.json_response({"object": "list", "data": [self._model(name) for name in self._names]})
 
     async def model(self, request: web.Request) -> web.Response:
-        """The one model, by name."""
+        """One model, by name."""
         name = request.match_info["model"]
-        if name != MODEL:
-            return _refuse(HTTPStatus.NOT_FOUND, f"there is no model {name!r}; the one that there is is {MODEL!r}")
-        return web.json_response(self._model())
+        if name not in self._names:
+            return _refuse(HTTPStatus.NOT_FOUND, self._unknown(name))
+        return web.json_response(self._model(name))
 
-    def _model(self) -> dict[str, Any]:
-        return {"id": MODEL, "object": "model", "created": self._started_s, "owned_by": "scaler"}
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (MODEL, *(name for name in self._manager.scaler.ladder.names if name != MODEL))
+
+    def _unknown(self, name: object) -> str:
+        return f"there is no model {name!r}; there are: {', '.join(self._names)}"
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._started_s, "owned_by": "scaler"}
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         """Answer a chat, whole or as server-sent events."""
+        return await self._answer(request, _check_messages)
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        """Complete a prompt, whole or as server-sent events."""
+        return await self._answer(request, _check_prompt)
+
+    async def _answer(self, request: web.Request, check: Callable[[Mapping[str, Any]], None]) -> web.StreamResponse:
         try:
             body = _checked(await request.read())
+            check(body)
+            name = body.pop("model", MODEL)
+            if name not in self._names:
+                raise RequestRejected(self._unknown(name), HTTPStatus.NOT_FOUND)
         except RequestRejected as error:
             return _refuse(error.status, str(error))
-        chunks = self._manager.answer(body, streamed=bool(body.get("stream")))
+        streamed = bool(body.get("stream"))
+        chunks = self._manager.answer(body, level=None if name == MODEL else name, streamed=streamed)
         try:
-            if body.get("stream"):
+            if streamed:
                 return await self._stream(request, body, chunks)
             level, whole = await collect(chunks)
         except ScalerError as error:
@@ -115,20 +136,28 @@ def _checked(raw: bytes) -> dict[str, Any]:
         raise RequestRejected(f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise RequestRejected("the body must be a JSON object")
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise RequestRejected("'messages' must be a list of at least one message object")
-    for name in ("max_tokens", "max_completion_tokens"):
+    for name in LIMITS:
         value = body.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise RequestRejected(f"{name!r} must be a whole number from 1")
     if not isinstance(body.get("stream_options") or {}, dict):
         raise RequestRejected("'stream_options' must be an object")
-    if body.get("model", MODEL) != MODEL:
-        raise RequestRejected(
-            f"there is no model {body['model']!r}; the one that there is is {MODEL!r}", HTTPStatus.NOT_FOUND
-        )
-    return {key: value for key, value in body.items() if key != "model"}
+    if not isinstance(body.get("chat_template_kwargs") or {}, dict):
+        raise RequestRejected("'chat_template_kwargs' must be an object")
+    return body
+
+
+def _check_messages(body: Mapping[str, Any]) -> None:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise RequestRejected("'messages' must be a list of at least one message object")
+    if "prompt" in body:
+        raise RequestRejected("'prompt' is for /v1/completions; here it is 'messages'")
+
+
+def _check_prompt(body: Mapping[str, Any]) -> None:
+    if not isinstance(body.get("prompt"), str | list):
+        raise RequestRejected("'prompt' must be a text, or a list of texts or tokens")
 
 
 def _refuse(status: int, message: str) -> web.Response:

@@ -36,12 +36,27 @@ class Model:
         said = [message["content"] for message in request["messages"] if message["role"] == "assistant"]
         try:
             for number in range(len("".join(said).split()), request["words"]):
-                await self.more.acquire()
+                await self._word()
                 delta = {"content": f"{self.name}{number} "}
                 yield {"id": "x", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
             yield {"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
         finally:
             self.closed_answers += 1
+
+    async def _word(self) -> None:
+        """Wait until the next word may be said; raises LevelUnavailable when the model dies meanwhile."""
+        more, death = asyncio.create_task(self.more.acquire()), asyncio.create_task(self.ended.wait())
+        try:
+            await asyncio.wait([more, death], return_when=asyncio.FIRST_COMPLETED)
+            if self.ended.is_set():
+                raise LevelUnavailable(f"{self.name}: killed")
+        finally:
+            more.cancel()
+            death.cancel()
+
+    def die(self) -> None:
+        """End as a process that is killed does."""
+        self.ended.set()
 
     def complete(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         raise NotImplementedError

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import urllib.error
 import urllib.request
@@ -14,11 +16,12 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from scaler.demo.models import COUNTS_TO
 from scaler.errors import ConfigError, ScalerError
 from scaler.manager import ModelManager
 from scaler.serving.app import Endpoint
 from tests.end_to_end.conftest import MIB, Machine, Watch
-from tests.end_to_end.test_ladder import settles_at
+from tests.end_to_end.test_ladder import COUNTED, settles_at
 
 Running = Callable[..., Any]
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Who are you?"}]
@@ -59,7 +62,7 @@ def test_the_official_client_chats_whole_and_streamed(serving: Running) -> None:
     """What people have works unchanged."""
     with serving() as (url, _, _):
         talk = client(url)
-        assert [model.id for model in talk.models.list()] == ["auto"]
+        assert [model.id for model in talk.models.list()] == ["auto", "small", "medium", "large"]
         whole = talk.chat.completions.create(model="auto", messages=MESSAGES)
         assert "small" in (whole.choices[0].message.content or "")
         assert whole.choices[0].finish_reason == "stop"
@@ -84,6 +87,58 @@ def test_the_level_that_answers_stands_in_a_header(serving: Running) -> None:
         assert body["model"] == "small"
 
 
+def test_a_prompt_is_completed_whole_and_streamed(serving: Running) -> None:
+    """The older form of request, which editors still use."""
+    with serving() as (url, _, _):
+        talk = client(url)
+        whole = talk.completions.create(model="auto", prompt="The small", max_tokens=3, temperature=0)
+        assert whole.choices[0].text == " model speaks :"
+        assert whole.choices[0].finish_reason == "length"
+        stream = talk.completions.create(model="auto", prompt="The small", max_tokens=3, temperature=0, stream=True)
+        assert "".join(choice.text for chunk in stream for choice in chunk.choices) == whole.choices[0].text
+
+
+def test_one_who_insists_on_a_level_is_answered_by_that_or_told_why_not(serving: Running, machine: Machine) -> None:
+    """No switch is made for it."""
+    machine.other_bytes = 3000 * MIB
+    with serving(queue={"limit": 4, "wait_s": 0.3}) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        body = {"messages": MESSAGES}
+        status, answer, _ = post(f"{url}/v1/chat/completions", json.dumps({**body, "model": "small"}).encode())
+        assert (status, answer["model"]) == (200, "small")
+        status, answer, headers = post(f"{url}/v1/chat/completions", json.dumps({**body, "model": "large"}).encode())
+        assert status == 503
+        assert "only large was asked for, and small serves" in answer["error"]["message"]
+        assert int(headers["Retry-After"]) > 0
+
+
+def test_a_stream_goes_on_unbroken_when_its_model_is_killed(serving: Running, machine: Machine) -> None:
+    """The official client sees one whole answer, once, with its usage in the last chunk."""
+    with serving(policy={"max_level": "medium"}) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "medium")
+        pids = list(manager._switcher.pids())
+        stream = client(url).chat.completions.create(
+            model="auto",
+            messages=[{"role": "user", "content": "Count to a thousand."}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        text, ids, chunk = "", set(), None
+        for chunk in stream:
+            ids.add(chunk.id)
+            text += "".join(choice.delta.content or "" for choice in chunk.choices)
+            if len(text) > 100:
+                while pids:
+                    os.kill(pids.pop(), signal.SIGKILL)
+        assert text == COUNTED
+        assert len(ids) == 1
+        assert chunk is not None
+        assert chunk.usage is not None
+        assert chunk.usage.completion_tokens == pytest.approx(COUNTS_TO + 2, abs=2)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
@@ -92,7 +147,9 @@ def test_the_level_that_answers_stands_in_a_header(serving: Running) -> None:
         (b"{}", 400, "messages"),
         (b'{"messages": []}', 400, "messages"),
         (b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 0}', 400, "max_tokens"),
-        (b'{"messages": [{"role": "user", "content": "x"}], "model": "gpt-9"}', 404, "'auto'"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "model": "gpt-9"}', 404, "there are: auto, small"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "model": 3}', 404, "there are: auto, small"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "prompt": "x"}', 400, "/v1/completions"),
     ],
 )
 def test_a_bad_request_gets_an_error_in_openais_form(serving: Running, body: bytes, status: int, words: str) -> None:

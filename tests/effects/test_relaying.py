@@ -1,0 +1,144 @@
+"""One answer over as many levels as it takes, standby levels, and what happens when no level comes."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import pytest
+
+from scaler.errors import LevelUnavailable, RequestTimedOut
+from scaler.events import AnswerHandedOver, StandbyLost
+from tests.effects.test_switching import Stage, on_stage
+
+TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "talk"}], "words": 4}
+in_a_hurry = partial(on_stage, wait_s=0.05)
+with_standby = partial(on_stage, standby=("small",))
+
+
+async def begun(stage: Stage, level: str, words: int) -> asyncio.Task[tuple[str, dict[str, Any]]]:
+    """An answer of four words of which ``level`` has said so many."""
+    model = await stage.serve(level)
+    answer = asyncio.create_task(stage.answer(4))
+    for _ in range(words):
+        model.more.release()
+    while not stage.switcher.answering or model.more._value:
+        await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    return answer
+
+
+def let_speak(stage: Stage, level: str) -> None:
+    """Let a level say all."""
+    for _ in range(10):
+        stage.runtime.models[level].more.release()
+
+
+@on_stage
+async def test_an_answer_whose_model_dies_is_finished_by_the_next_level(stage: Stage) -> None:
+    """And the journal hears of it, with the reason."""
+    answer = await begun(stage, "large", 2)
+    stage.runtime.models["large"].die()
+    await stage.told.until("died", "large")
+    await stage.serve("small")
+    let_speak(stage, "small")
+    level, choice = await answer
+    assert (level, choice["finish_reason"]) == ("small", "stop")
+    assert choice["message"]["content"] == "large0 large1 small2 small3 "
+    (over,) = [event for event in stage.events if isinstance(event, AnswerHandedOver)]
+    assert (over.level, over.tokens, over.reason) == ("large", 2, "large: killed")
+
+
+@in_a_hurry
+async def test_an_answer_that_gave_way_and_finds_no_level_ends_shortened(stage: Stage) -> None:
+    """What was said of it stands; the finish reason is that of a token limit."""
+    answer = await begun(stage, "small", 2)
+    await stage.told.until("switched", stage.ask("off", beside=False, drain_s=0.0))
+    _, choice = await answer
+    assert choice["message"]["content"] == "small0 small1 "
+    assert choice["finish_reason"] == "length"
+
+
+@in_a_hurry
+async def test_an_answer_whose_model_died_and_that_finds_no_level_is_an_error(stage: Stage) -> None:
+    """It was not ended by anybody's will, and is not whole."""
+    answer = await begun(stage, "small", 2)
+    stage.runtime.models["small"].die()
+    with pytest.raises(LevelUnavailable, match="killed"):
+        await answer
+
+
+@on_stage
+async def test_an_answer_under_which_two_models_died_is_not_tried_on_a_third(stage: Stage) -> None:
+    """It may be what kills them."""
+    answer = await begun(stage, "large", 1)
+    stage.runtime.models["large"].die()
+    await stage.told.until("died", "large")
+    await stage.serve("medium")
+    while not stage.switcher.answering:
+        await asyncio.sleep(0)
+    stage.runtime.models["medium"].die()
+    with pytest.raises(LevelUnavailable, match="medium: killed"):
+        await answer
+
+
+@on_stage
+async def test_a_client_that_takes_nothing_does_not_hold_the_switch_up(stage: Stage) -> None:
+    """Its answer gives the model back when the limits are used up, and loses nothing of what was said."""
+    small = await stage.serve("small")
+    chunks = stage.relay.answer(TALK)
+    for _ in range(2):
+        small.more.release()
+    text = (await anext(chunks)).data["choices"][0]["delta"]["content"]
+    await stage.told.until("switched", stage.ask("large", beside=False, drain_s=0.0))
+    let_speak(stage, "large")
+    async for _, data in chunks:
+        text += data["choices"][0]["delta"].get("content", "")
+    assert text in ("small0 small1 large2 large3 ", "small0 large1 large2 large3 ")
+
+
+@with_standby
+async def test_stepping_down_to_a_level_that_stands_by_loads_nothing(stage: Stage) -> None:
+    """New requests go to it at once, while the larger one drains."""
+    await stage.serve("large")
+    assert stage.runtime.log == ["load large", "load small"]
+    let_speak(stage, "small")
+    ticket = stage.ask("small", beside=False)
+    await stage.told.until("switched", ticket)
+    assert (await stage.answer(2))[0] == "small"
+    assert stage.runtime.log == ["load large", "load small", "unload large"]
+
+
+@with_standby
+async def test_climbing_from_a_level_that_stands_by_keeps_it(stage: Stage) -> None:
+    """It is below what serves, so it is worth its memory; above, or with nothing served, it is not."""
+    await stage.serve("small")
+    await stage.serve("medium")
+    assert stage.runtime.log == ["load small", "load medium"]
+    await stage.told.until("switched", stage.ask("off", beside=False))
+    assert sorted(stage.runtime.log[2:]) == ["unload medium", "unload small"]
+
+
+@with_standby
+async def test_a_standby_level_that_dies_is_told_and_what_serves_goes_on(stage: Stage) -> None:
+    """Stepping down takes a load then."""
+    await stage.serve("large")
+    stage.runtime.models["small"].die()
+    while StandbyLost("small", "small was killed") not in [told[0] for told in stage.told.log]:
+        await asyncio.sleep(0)
+    let_speak(stage, "large")
+    assert (await stage.answer(1))[0] == "large"
+    await stage.told.until("switched", stage.ask("small", beside=False))
+    assert stage.runtime.log[-2:] == ["unload large", "load small"]
+
+
+@with_standby
+async def test_one_who_insists_on_the_level_that_stands_by_is_answered_by_it(stage: Stage) -> None:
+    """And on one that is not loaded, waits in vain."""
+    await stage.serve("large")
+    let_speak(stage, "small")
+    assert {chunk.level async for chunk in stage.relay.answer(TALK, level="small")} == {"small"}
+    with pytest.raises(RequestTimedOut, match="medium did not serve"):
+        await stage.switcher.lease(0.01, lambda: "why", level="medium")
