@@ -15,7 +15,7 @@ import pytest
 
 from scaler import cli
 from scaler.assembly import assemble
-from scaler.settings import ServerSettings
+from scaler.settings import ServerSettings, load_settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -106,3 +106,11 @@ def test_there_is_something_of_each_kind_to_look_at() -> None:
 def test_a_link_leads_somewhere(link: str) -> None:
     """Files of the checkout."""
     assert (ROOT / link).exists()
+
+
+def test_the_ladder_of_the_serving_page_is_one(tmp_path: Path) -> None:
+    """What is copied from it works."""
+    text = (ROOT / "docs" / "serving.md").read_text("utf-8")
+    path = tmp_path / "scaler.yaml"
+    path.write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0], "utf-8")
+    assert [level.standby for level in load_settings(path).ladder] == [True, False]
