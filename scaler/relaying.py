@@ -88,14 +88,16 @@ class Relay:
                     yield Chunk(by, one)
                 return
             failure = failure or LevelUnavailable(f"{lease.level}: it gave way before the answer had begun")
-            if deaths >= DEATHS or (self._clock() >= until and not splice.begun):
+            if deaths >= DEATHS or (self._clock() >= until and not lease.tokens):
                 raise failure
             todo = splice.next_request()
+            if lease.tokens:
+                # It was being answered, not waiting.
+                until = self._clock() + self._wait_s
             if splice.begun:
                 if level is not None:
                     break
                 failure = None if answering.gave_way else failure
-                until = self._clock() + self._wait_s
                 scaler.note(AnswerHandedOver(lease.level, splice.tokens, str(failure) if failure else None))
         for one in splice.ending():
             yield Chunk(splice.levels[-1], one)

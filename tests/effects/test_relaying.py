@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from scaler.answering import collect
 from scaler.errors import LevelUnavailable, RequestTimedOut
 from scaler.events import AnswerHandedOver, StandbyLost
 from tests.effects.test_switching import Stage, on_stage
@@ -82,6 +83,23 @@ async def test_an_answer_under_which_two_models_died_is_not_tried_on_a_third(sta
     stage.runtime.models["medium"].die()
     with pytest.raises(LevelUnavailable, match="medium: killed"):
         await answer
+
+
+@on_stage
+async def test_json_that_took_longer_than_a_request_may_wait_is_begun_anew(stage: Stage) -> None:
+    """It was being answered all the time; the client, who saw nothing yet, gets it whole."""
+    small = await stage.serve("small")
+    request = {**TALK, "response_format": {"type": "json_object"}}
+    answer = asyncio.create_task(collect(stage.relay.answer(request, streamed=False)))
+    small.more.release()
+    while not stage.switcher.answering or small.more._value:
+        await asyncio.sleep(0)
+    stage.ahead_s = 60.0
+    await stage.told.until("switched", stage.ask("large", beside=False, drain_s=0.0))
+    let_speak(stage, "large")
+    level, whole = await answer
+    assert level == "large"
+    assert whole["choices"][0]["message"]["content"] == "large0 large1 large2 large3 "
 
 
 @on_stage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,8 @@ class Stage:
         self.scaler = ProactiveScaler(ladder=ladder, policy=Policy(), monitor=ResourceMonitor(sensors=[]))
         self.events: list[Event] = []
         self.scaler.subscribe(self.events.append)
-        self.relay = Relay(self.scaler, self.switcher, settings, wait_s)
+        self.ahead_s = 0.0
+        self.relay = Relay(self.scaler, self.switcher, settings, wait_s, lambda: time.monotonic() + self.ahead_s)
         self._ticket = 0
 
     def ask(self, dest: str, *, beside: bool = True, drain_s: float = 1e6, drain_tokens: int = 1000) -> int:
