@@ -54,7 +54,7 @@ def test_a_step_down_is_told_to_whoever_follows(running: Running, machine: Machi
             while seen[-1][0] != "switched":
                 seen.append(next(events))
             by_kind = {kind: data for kind, _, data in seen}
-            assert [kind for kind, _, _ in seen] == ["status", "notice", "decision", "switched"]
+            assert [kind for kind, _, _ in seen] == ["status", "notice", "decision", "budget_lowered", "switched"]
             assert [number for _, number, _ in seen] == sorted({number for _, number, _ in seen})
             assert (by_kind["decision"]["source"], by_kind["decision"]["dest"]) == ("large", "medium")
             assert by_kind["notice"]["kind"] == "downgrade"
@@ -62,4 +62,4 @@ def test_a_step_down_is_told_to_whoever_follows(running: Running, machine: Machi
             assert by_kind["notice"]["text"] == notices[0].text
             assert by_kind["switched"]["level"] == "medium"
             endpoint.stop()
-            assert {kind for kind, _, _ in events} <= {"notice", "decision", "switched"}
+            assert {kind for kind, _, _ in events} <= {"notice", "decision", "budget_lowered", "switched"}
