@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 
 from scaler.errors import LevelUnavailable
-from scaler.handoff import says_something
+from scaler.handoff import ends, says_something
 from scaler.performance import AnswerSample
 from scaler.switching import Lease
 
@@ -59,7 +59,7 @@ class Answering:
                 while arrived:
                     data = arrived.popleft()
                     self._room.set()
-                    finished = finished or any(choice.get("finish_reason") for choice in data.get("choices", ()))
+                    finished = finished or ends(data)
                     yield data
                 if pump.done():
                     break

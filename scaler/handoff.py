@@ -21,6 +21,11 @@ def says_something(data: Mapping[str, Any]) -> bool:
     return False
 
 
+def ends(data: Mapping[str, Any]) -> bool:
+    """Whether a chunk ends the answer, or one of several."""
+    return any(choice.get("finish_reason") for choice in data.get("choices", ()))
+
+
 def token_limit(request: Mapping[str, Any]) -> int | None:
     """How many tokens the answer may have; None when the request does not say."""
     return next((request[key] for key in LIMITS if request.get(key) is not None), None)
@@ -58,12 +63,15 @@ class Splice:
         self._called = False
         self.tokens = 0
         """How many tokens were passed on."""
-        self.begun = False
-        """Whether anything of the answer was passed on, so that it cannot be begun anew unseen."""
         self.finished = False
         """Whether the end of the answer was passed on, or there is nothing more that could be."""
-        self.levels: list[str] = []
-        """The levels that made what was passed on, in order."""
+        self.level = ""
+        """The level that made the latest of what was passed on."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of the answer was passed on, so that it cannot be begun anew unseen."""
+        return self.tokens > 0
 
     @property
     def text(self) -> str:
@@ -111,10 +119,10 @@ class Splice:
         """Take a chunk from ``level``; returns what to pass on now, each with the level that made it."""
         if self.finished and data.get("choices"):
             return []
-        if self.begun and self._carried and not self._continue(data):
+        if self._carried and not self._continue(data):
             return []
         self._held.append((level, data))
-        if self._whole_only or not (self.begun or _ends(data) or says_something(data)):
+        if self._whole_only or not (self.begun or ends(data) or says_something(data)):
             return []
         return self.rest()
 
@@ -145,8 +153,7 @@ class Splice:
     def _note(self, level: str, data: Mapping[str, Any]) -> None:
         if not self._first:
             self._first = {key: data[key] for key in ("id", "object", "created", "model") if key in data}
-        if not self.levels or self.levels[-1] != level:
-            self.levels.append(level)
+        self.level = level
         for choice in data.get("choices", ()):
             index = choice.get("index", 0)
             delta = choice.get("delta") or {}
@@ -156,7 +163,6 @@ class Splice:
             called = bool(delta.get("tool_calls"))
             self._called = self._called or called
             if text or called or _thought(delta):
-                self.begun = True
                 self.tokens += 1
             self._open[index] = not choice.get("finish_reason")
         if self._open and not any(self._open.values()):
@@ -178,7 +184,7 @@ class Splice:
                     delta.pop("content", None)
             if self._seam is not None:
                 self._pass_seam(choice, self._seam)
-        return _ends(data) or says_something(data)
+        return ends(data) or says_something(data)
 
     def _pass_seam(self, choice: dict[str, Any], seam: Seam) -> None:
         where, key = (choice["delta"], "content") if "delta" in choice else (choice, "text")
@@ -224,10 +230,6 @@ class Seam:
         self._open = undecided
         out, self._pending = self._pending, ""
         return out
-
-
-def _ends(data: Mapping[str, Any]) -> bool:
-    return any(choice.get("finish_reason") for choice in data.get("choices", ()))
 
 
 def _thought(delta: Mapping[str, Any]) -> Any:

@@ -100,7 +100,7 @@ class Relay:
                 failure = None if answering.gave_way else failure
                 scaler.note(AnswerHandedOver(lease.level, splice.tokens, str(failure) if failure else None))
         for one in splice.ending():
-            yield Chunk(splice.levels[-1], one)
+            yield Chunk(splice.level, one)
 
     def _why(self, level: str | None) -> Callable[[], str]:
         def why() -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from scaler.answering import collect
 from scaler.errors import LevelUnavailable, RequestTimedOut
 from scaler.events import AnswerHandedOver, StandbyLost
 from tests.effects.test_switching import Stage, on_stage
@@ -18,10 +17,12 @@ in_a_hurry = partial(on_stage, wait_s=0.05)
 with_standby = partial(on_stage, standby=("small",))
 
 
-async def begun(stage: Stage, level: str, words: int) -> asyncio.Task[tuple[str, dict[str, Any]]]:
+async def begun(
+    stage: Stage, level: str, words: int, *, streamed: bool = True, **options: Any
+) -> asyncio.Task[tuple[str, dict[str, Any]]]:
     """An answer of four words of which ``level`` has said so many."""
     model = await stage.serve(level)
-    answer = asyncio.create_task(stage.answer(4))
+    answer = asyncio.create_task(stage.answer(4, streamed=streamed, **options))
     for _ in range(words):
         model.more.release()
     while not stage.switcher.answering or model.more._value:
@@ -88,18 +89,13 @@ async def test_an_answer_under_which_two_models_died_is_not_tried_on_a_third(sta
 @on_stage
 async def test_json_that_took_longer_than_a_request_may_wait_is_begun_anew(stage: Stage) -> None:
     """It was being answered all the time; the client, who saw nothing yet, gets it whole."""
-    small = await stage.serve("small")
-    request = {**TALK, "response_format": {"type": "json_object"}}
-    answer = asyncio.create_task(collect(stage.relay.answer(request, streamed=False)))
-    small.more.release()
-    while not stage.switcher.answering or small.more._value:
-        await asyncio.sleep(0)
+    answer = await begun(stage, "small", 1, streamed=False, response_format={"type": "json_object"})
     stage.ahead_s = 60.0
     await stage.told.until("switched", stage.ask("large", beside=False, drain_s=0.0))
     let_speak(stage, "large")
-    level, whole = await answer
+    level, choice = await answer
     assert level == "large"
-    assert whole["choices"][0]["message"]["content"] == "large0 large1 large2 large3 "
+    assert choice["message"]["content"] == "large0 large1 large2 large3 "
 
 
 @on_stage

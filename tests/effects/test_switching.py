@@ -171,10 +171,10 @@ class Stage:
         await self.told.until("switched", self.ask(dest))
         return self.runtime.models[dest]
 
-    async def answer(self, words: int, **options: Any) -> tuple[str, dict[str, Any]]:
+    async def answer(self, words: int, *, streamed: bool = True, **options: Any) -> tuple[str, dict[str, Any]]:
         """The level that ended it, and the choice."""
         request = {"messages": [{"role": "user", "content": "talk"}], "words": words, **options}
-        level, whole = await collect(self.relay.answer(request))
+        level, whole = await collect(self.relay.answer(request, streamed=streamed))
         return level, whole["choices"][0]
 
 
