@@ -164,14 +164,16 @@ class ModelManager:
 
     async def chat(self, request: Mapping[str, Any]) -> AsyncIterator[Chunk]:
         """Answer an OpenAI chat request, as chunks with the level that answers; nothing is remembered."""
-        async for chunk in self._effects.iterate(self.answer(request)):
-            yield chunk
+        async for chunks in self._effects.iterate(self.answer(request)):
+            for chunk in chunks:
+                yield chunk
 
     def answer(
         self, request: Mapping[str, Any], *, level: str | None = None, streamed: bool = True
-    ) -> AsyncGenerator[Chunk, None]:
+    ) -> AsyncGenerator[list[Chunk], None]:
         """`chat` for callers that run on the effects' loop themselves; a request with a ``prompt`` completes it.
 
+        Chunks that came together are yielded together.
         ``level`` insists on one level. ``streamed`` says whether chunks are shown as they come: else an answer whose
         half is of no use to the next level, such as a tool call, can be begun anew there.
         """
@@ -186,11 +188,11 @@ class ModelManager:
         async with self._turn_lock(identity):
             messages, new = self._messages(identity, message, system)
 
-            async def timed() -> AsyncIterator[Chunk]:
+            async def timed() -> AsyncIterator[list[Chunk]]:
                 nonlocal first
-                async for chunk in self.answer({**options, "messages": messages}, streamed=False):
+                async for chunks in self.answer({**options, "messages": messages}, streamed=False):
                     first = time.monotonic() - began if first is None else first
-                    yield chunk
+                    yield chunks
 
             level, whole = await collect(timed())
             choice = whole["choices"][0]
@@ -205,8 +207,8 @@ class ModelManager:
         async with self._turn_lock(identity):
             messages, new = self._messages(identity, message, system)
             text = ""
-            async for _, data in self.answer({**options, "messages": messages}):
-                for choice in data.get("choices", ()):
+            async for chunks in self.answer({**options, "messages": messages}):
+                for choice in (choice for _, data in chunks for choice in data.get("choices", ())):
                     if piece := choice.get("delta", {}).get("content"):
                         text += piece
                         yield piece
