@@ -54,7 +54,18 @@ def test_the_decision_knows_nothing_that_does_input_or_output(name: str) -> None
         ("notify", {"errors", "levels", "settings", "notices"}),
         (
             "serving",
-            set("answering errors events handoff journal manager monitor notices proactive report".split()),
+            {
+                "answering",
+                "errors",
+                "events",
+                "handoff",
+                "journal",
+                "manager",
+                "monitor",
+                "notices",
+                "proactive",
+                "report",
+            },
         ),
     ],
 )
