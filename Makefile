@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+PEERS := .venv-peers/.installed
 
 .PHONY: run test demo lint bench arena ablation diagram thorough clean
 
@@ -23,7 +24,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## speed as ratios and counts
+bench: $(READY) $(PEERS) ## speed as ratios and counts, beside peers
 	$(BIN)/python -m tests.bench
 
 thorough: $(READY) ## the invariants again, with thousands of steps
@@ -45,5 +46,11 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --editable '.[llama,server,demo,dev]'
 	@touch $@
 
+$(PEERS):
+	@echo "installing LiteLLM's proxy, a peer, into .venv-peers, this once; it takes a minute or two"
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet 'litellm[proxy]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -116,7 +116,7 @@ def test_every_dependency_of_the_core_is_declared() -> None:
     extras = {
         name: {Requirement(line).name for line in lines} for name, lines in PROJECT["optional-dependencies"].items()
     }
-    assert extras["llama"] == {"aiohttp", "gguf", "xllamacpp"}
-    assert extras["server"] == {"aiohttp"}
+    assert extras["llama"] == {"aiohttp", "gguf", "orjson", "xllamacpp"}
+    assert extras["server"] == {"aiohttp", "orjson"}
     assert extras["demo"] == {"rich"}
     assert extras["desktop"] == {"desktop-notifier"}

@@ -16,6 +16,7 @@ from scaler.errors import LevelUnavailable, MissingExtra, RequestRejected
 from scaler.levels import GIB, RAM, gpu_resource
 from scaler.runtimes.embedded_process import EmbeddedProcess
 from scaler.runtimes.embedded_server import SPARE_THREADS
+from scaler.runtimes.event_stream import EventStream
 from scaler.runtimes.gguf_size import serving_bytes, weights_bytes
 from scaler.settings import LevelSettings
 
@@ -116,6 +117,7 @@ class EmbeddedModel:
         self._session = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+            cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=EVENT_LIMIT_BYTES,
         )
         # A request holds one of the server's threads from its arrival on, even while it waits for a slot. Twelve
@@ -152,14 +154,17 @@ class EmbeddedModel:
                         raise await self._refusal(response)
                     what = "the model ended in the middle of the answer"
                     self._answers.add(response)
+                    events = EventStream(EVENT_LIMIT_BYTES)
                     try:
-                        async for data in _events(response.content):
-                            if data == b"[DONE]":
-                                return
-                            chunk = orjson.loads(data)
-                            if "error" in chunk:
-                                raise self._refused(chunk["error"].get("code", 500), chunk)
-                            yield chunk
+                        # Whatever has come, not a line at a time: a model that is quick sends several events at once.
+                        async for block in response.content.iter_any():
+                            for data in events.feed(block):
+                                if data == b"[DONE]":
+                                    return
+                                chunk = orjson.loads(data)
+                                if "error" in chunk:
+                                    raise self._refused(chunk["error"].get("code", 500), chunk)
+                                yield chunk
                     finally:
                         self._answers.discard(response)
             except (aiohttp.ClientError, ConnectionError, ValueError) as error:
@@ -242,19 +247,3 @@ class EmbeddedModel:
             await self._session.close()
         finally:
             await self._end(self._child)
-
-
-async def _events(content: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:
-    """The data of each server-sent event. Raises ValueError for one that never ends.
-
-    Reads whatever has come, instead of a line at a time: a model that is quick sends several events at once.
-    """
-    begun = b""
-    async for block in content.iter_any():
-        *lines, begun = (begun + block).split(b"\n")
-        for line in lines:
-            # Other lines are comments that keep the connection awake, or end an event.
-            if line.startswith(b"data:"):
-                yield line[5:].strip()
-        if len(begun) > EVENT_LIMIT_BYTES:
-            raise ValueError(f"an event of more than {EVENT_LIMIT_BYTES} bytes")

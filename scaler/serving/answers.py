@@ -5,7 +5,7 @@ Owns the order in which headers, chunks and errors go out. Knows the form of non
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -96,25 +96,20 @@ def _status_of(error: ScalerError) -> int:
 
 async def _stream(request: web.Request, parts: AsyncGenerator[list[Chunk], None], form: Form) -> web.StreamResponse:
     # The first part is awaited before the headers go out: until then an error is a status, not a broken stream.
-    first = await anext(parts, None)
-    if first is None:
+    chunks = await anext(parts, None)
+    if chunks is None:
         raise LevelUnavailable("the model ended its answer without a word; try again")
     response = web.StreamResponse(
-        headers={"Content-Type": form.content_type, "Cache-Control": "no-cache", LEVEL_HEADER: first[0].level}
+        headers={"Content-Type": form.content_type, "Cache-Control": "no-cache", LEVEL_HEADER: chunks[0].level}
     )
     await response.prepare(request)
     try:
-        async for chunks in _beginning_with(first, parts):
+        while chunks is not None:
             if piece := b"".join(map(form.piece, chunks)):
                 await response.write(piece)
+            chunks = await anext(parts, None)
         await response.write(form.end())
     except ScalerError as error:
         await response.write(form.broken(error))
     await response.write_eof()
     return response
-
-
-async def _beginning_with(first: list[Chunk], rest: AsyncIterator[list[Chunk]]) -> AsyncIterator[list[Chunk]]:
-    yield first
-    async for chunks in rest:
-        yield chunks

@@ -40,7 +40,7 @@ from scaler.sensors.gpu import GpuSensor
 from scaler.settings import load_settings
 
 ROUNDS = 5
-FORBIDDEN = ("aiohttp", "xllamacpp", "gguf", "numpy", "pynvml", "rich")
+FORBIDDEN = ("aiohttp", "orjson", "xllamacpp", "gguf", "numpy", "pynvml", "rich")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The endpoint beside the same requests sent to the runtime directly: each party is a process of its own."""
