@@ -180,7 +180,7 @@ def answers(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     """An answer in two ways: each of its parts in one delta, and in any pieces."""
     thinking, content = draw(st.text(max_size=12)), draw(st.text(max_size=12))
     at_once: list[dict[str, Any]] = [{"reasoning_content": thinking}, {"content": content}]
-    pieces = [{"reasoning_content": piece} for piece in draw(splits(thinking))]
+    pieces: list[dict[str, Any]] = [{"reasoning_content": piece} for piece in draw(splits(thinking))]
     pieces += [{"content": piece} for piece in draw(splits(content))]
     for index, arguments in enumerate(draw(st.lists(ARGUMENTS, max_size=3))):
         written = json.dumps(arguments)
