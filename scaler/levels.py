@@ -6,6 +6,7 @@ in order to load a level stays with the settings.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -95,3 +96,14 @@ class Ladder(Sequence[Level]):
     def level(self, name: str) -> Level:
         """The level called ``name``; raises KeyError when there is none."""
         return self._levels[self._index[name]]
+
+    def alone(self, name: str) -> Mapping[str, int]:
+        """The footprint of the level called ``name`` without those of the smaller ones that stand by beside it.
+
+        Raises KeyError when there is none.
+        """
+        beside = Counter[str]()
+        for level in self._levels[: self._index[name]]:
+            if level.standby:
+                beside += Counter(level.footprint) - beside
+        return Counter(self.level(name).footprint) - beside

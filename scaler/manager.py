@@ -19,14 +19,17 @@ from weakref import WeakValueDictionary
 from scaler.answering import Chunk, collect
 from scaler.assembly import assemble
 from scaler.conversations import Conversations, Message
+from scaler.descriptions import Description
 from scaler.events import PersonTold
 from scaler.journal import Journal
+from scaler.levels import RAM
 from scaler.loop_thread import LoopThread
 from scaler.monitor import ResourceMonitor
 from scaler.notices import Notice, Notices, notice_of
 from scaler.notify import outboxes
 from scaler.proactive import Event, ProactiveScaler
 from scaler.relaying import Relay
+from scaler.runtimes.gguf_description import describe
 from scaler.sensors import Sensor, default_sensors
 from scaler.switching import Switcher
 
@@ -93,6 +96,7 @@ class ModelManager:
             self.notices.subscribe(on_notice)
         for outbox in self._outboxes:
             self.notices.subscribe(outbox.take)
+        self._levels = parts.levels
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._effects = LoopThread("scaler-effects")
         self._switcher = Switcher(
@@ -135,7 +139,33 @@ class ModelManager:
         """How many answers run."""
         return self._switcher.answering
 
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The levels that can answer now: the one that serves, and those that stand by."""
+        return self._switcher.loaded
+
+    def describe(self, level: str) -> Description:
+        """What is known of a level's model. Reads its file. Raises KeyError for a level that is not on the ladder."""
+        return describe(self._levels[level][1])
+
+    def takes(self, level: str) -> tuple[int, int]:
+        """The bytes of RAM and of GPU memory that a level alone takes, as declared or estimated."""
+        alone = self._proactive_scaler.ladder.alone(level)
+        return alone.get(RAM, 0), sum(taken for resource, taken in alone.items() if resource != RAM)
+
     # ---------------------------------------------------------------- answers
+
+    async def load(self, level: str | None = None) -> str:
+        """Have a level loaded as a request would, and answer nothing; returns the level that is ready.
+
+        Runs on the effects' loop. ``level`` insists on one. Raises QueueFull, RequestTimedOut.
+        """
+        scaler = self._proactive_scaler
+        scaler.want(True)
+        wait_s = self.settings.queue.wait_s
+        lease = await self._switcher.lease(wait_s, lambda: scaler.check_preflight_resources().reason, level=level)
+        lease.release()
+        return lease.level
 
     async def generate_response(
         self, message: str, *, conversation_id: str | None = None, system: str | None = None, **options: Any

@@ -148,6 +148,12 @@ class Switcher:
         return tuple(pid for runtime in runtimes.values() for pid in runtime.pids())
 
     @property
+    def loaded(self) -> tuple[str, ...]:
+        """The levels that can answer now: the one that serves, and those that stand by."""
+        serving = self._current
+        return (*([serving.model.name] if serving is not None and not serving.dead else []), *self._standby)
+
+    @property
     def waiting(self) -> int:
         """How many requests wait for a level."""
         return self._waiting

@@ -8,14 +8,17 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scaler.errors import LevelUnavailable
+
+T = TypeVar("T")
 
 OVERHEAD_BYTES = 32 * 1024**2
 """What the process takes besides weights, cache and buffers."""
@@ -28,6 +31,8 @@ LIST_LENGTH = 4096
 """Longer lists are skipped: those of interest have one figure a layer."""
 STRING_BYTES = 16 * 1024**2
 """No key or chat template is nearly as long."""
+MAX_DIMENSIONS = 4
+"""Of a tensor. Source: GGML_MAX_DIMS."""
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -36,14 +41,19 @@ _VERSIONS = (2, 3)
 
 def weights_bytes(name: str, path: Path) -> int:
     """The size of the file, or of all its parts; raises LevelUnavailable when one is missing."""
-    parts = [path]
-    if match := PART.fullmatch(path.name):
-        count = int(match[2])
-        parts = [path.with_name(f"{match[1]}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1)]
-    for part in parts:
+    for part in parts(path):
         if not part.is_file():
             raise LevelUnavailable(f"{name}: {part}: no such file; correct the level's model")
-    return sum(part.stat().st_size for part in parts)
+    return sum(part.stat().st_size for part in parts(path))
+
+
+def parts(path: Path) -> list[Path]:
+    """The files of a model: the one named, or all of those that belong to it."""
+    match = PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    count = int(match[2])
+    return [path.with_name(f"{match[1]}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1)]
 
 
 def serving_bytes(name: str, path: Path, context_tokens: int, parallel: int) -> int:
@@ -89,18 +99,31 @@ def _cache_and_buffers(metadata: Mapping[str, Any], tokens: int) -> int:
 
 
 def read_metadata(path: Path) -> Mapping[str, Any]:
-    """The key-value pairs of a GGUF file; in place of a long list, such as the vocabulary, its length.
+    """The key-value pairs of a GGUF file; in place of a long list, such as the vocabulary, its `Length`.
 
     Raises ValueError saying what is wrong, OSError.
     """
+    return _read(path, _Header.pairs)
+
+
+def count_weights(path: Path) -> int:
+    """How many weights the tensors of a GGUF file have. Raises ValueError saying what is wrong, OSError."""
+    return _read(path, _Header.weights)
+
+
+def _read(path: Path, what: Callable[[_Header], T]) -> T:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                return _Header(data).pairs()
+                return what(_Header(data))
             except struct.error as error:
                 raise ValueError("it ends within its header") from error
+
+
+class Length(int):
+    """The length of a list that was not read."""
 
 
 class _Header:
@@ -111,12 +134,26 @@ class _Header:
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._at = data, 4
-
-    def pairs(self) -> dict[str, Any]:
         version = self._number("I")
         if version not in _VERSIONS:
             raise ValueError(f"its version is {version}; expected 2 or 3")
-        self._number("Q")
+        self._tensors = self._number("Q")
+
+    def weights(self) -> int:
+        self.pairs()
+        return sum(self._tensor() for _ in range(self._tensors))
+
+    def _tensor(self) -> int:
+        self._string()
+        dimensions = self._number("I")
+        if dimensions > MAX_DIMENSIONS:
+            raise ValueError(f"it has a tensor of {dimensions} dimensions")
+        weights: int = math.prod(self._number("Q") for _ in range(dimensions))
+        # Its type, and where it lies.
+        self._skip(4 + 8)
+        return weights
+
+    def pairs(self) -> dict[str, Any]:
         return {self._string(): self._value(self._number("I")) for _ in range(self._number("Q"))}
 
     def _number(self, code: str) -> Any:
@@ -142,12 +179,12 @@ class _Header:
     def _list(self, kind: int, count: int) -> Any:
         if kind == _STRING:
             self._skip_strings(count)
-            return count
+            return Length(count)
         code = _code(kind)
         if count <= LIST_LENGTH:
             return [self._number(code) for _ in range(count)]
         self._skip(count * struct.calcsize(f"<{code}"))
-        return count
+        return Length(count)
 
     def _skip(self, size: int) -> None:
         if size > len(self._data) - self._at:

@@ -13,7 +13,9 @@ from scaler.manager import ModelManager
 from scaler.serving.answers import Answers
 from scaler.serving.control_routes import Control
 from scaler.serving.events import Events
+from scaler.serving.ollama import Ollama
 from scaler.serving.openai import OpenAI
+from scaler.serving.refusals import in_the_dialect
 
 MAX_BODY_BYTES = 32 * 1024**2
 """The largest request: a long conversation with a picture or two."""
@@ -49,9 +51,10 @@ class Endpoint:
         self._manager.effects.call(self._start())
 
     async def _start(self) -> None:
-        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[in_the_dialect])
         answers = Answers(self._manager)
         app.add_routes(OpenAI(answers, int(time.time())).routes())
+        app.add_routes(Ollama(self._manager, answers).routes())
         app.add_routes(Control(self._manager).routes())
         Events(self._manager.scaler, self._manager.notices).add_to(app)
         # A client that hangs up cancels its handler, and with it the generation that nobody reads any more.

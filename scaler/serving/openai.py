@@ -6,7 +6,6 @@ The model is ``auto``: whatever level serves; those who insist name a level. Whi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from scaler.answering import Chunk
 from scaler.errors import RequestRejected, ScalerError
 from scaler.handoff import LIMITS
 from scaler.serving.answers import MODEL, Answers, refuse
+from scaler.serving.bodies import json_object
 from scaler.serving.errors import body_of
 
 NO_LIMIT = -1
@@ -111,12 +111,7 @@ def _named(data: dict[str, Any], level: str) -> dict[str, Any]:
 
 def checked(raw: bytes) -> dict[str, Any]:
     """A request's body, or RequestRejected with what is wrong with it. What only a runtime can judge, it judges."""
-    try:
-        body = json.loads(raw)
-    except ValueError as error:
-        raise RequestRejected(f"the body is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise RequestRejected("the body must be a JSON object")
+    body = json_object(raw)
     for name in LIMITS:
         value = body.get(name)
         if value == NO_LIMIT and not isinstance(value, bool):

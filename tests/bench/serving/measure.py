@@ -45,7 +45,8 @@ class Party:
         self.runs.setdefault(kind, []).append(run)
 
     def _cpu_s(self) -> float:
-        return sum(sum(process.cpu_times()[:2]) for process in (self.process, *self.process.children(recursive=True)))
+        times = [one.cpu_times() for one in (self.process, *self.process.children(recursive=True))]
+        return float(sum(time.user + time.system for time in times))
 
     def first_ms(self, kind: str, share: float = 0.5) -> list[float]:
         """Milliseconds to the first word that ``share`` of the answers kept to, a figure a round."""

@@ -1,0 +1,126 @@
+"""The levels as Ollama describes models: what it lists, shows, and has loaded. Pure: descriptions in, objects out.
+
+What is not known of a model is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from scaler.descriptions import Description
+from scaler.serving.ollama_answers import timestamp
+
+TAG = ":latest"
+"""What Ollama's programs add to a name that has no tag of its own."""
+COMPLETION = "completion"
+VISION = "vision"
+NEVER = "2300-01-01T00:00:00Z"
+"""When a level is unloaded for having been idle. As with Ollama's ``keep_alive: -1`` it is a moment that nobody lives
+to see, because programs take one that is missing for one that has passed."""
+THOUSAND, MILLION, BILLION = 10**3, 10**6, 10**9
+
+
+def tagged(name: str) -> str:
+    """A name as Ollama's programs expect it in a list."""
+    return name if ":" in name else name + TAG
+
+
+def untagged(name: str) -> str:
+    """The name without the tag that stands for none."""
+    return name.removesuffix(TAG)
+
+
+def listed(name: str, model: Description | None) -> dict[str, Any]:
+    """An entry of ``/api/tags``."""
+    entry: dict[str, Any] = {"name": tagged(name), "model": tagged(name)}
+    if model is None:
+        return entry
+    if model.modified_s is not None:
+        entry["modified_at"] = _when(model.modified_s)
+    if model.size_bytes is not None:
+        entry["size"] = model.size_bytes
+    return entry | _digest(model) | {"details": _details(model)}
+
+
+def loaded(name: str, model: Description, ram_bytes: int, gpu_bytes: int) -> dict[str, Any]:
+    """An entry of ``/api/ps``."""
+    return {
+        "name": tagged(name),
+        "model": tagged(name),
+        "size": ram_bytes + gpu_bytes,
+        "size_vram": gpu_bytes,
+        "context_length": model.context_tokens,
+        "expires_at": NEVER,
+        **_digest(model),
+        "details": _details(model),
+    }
+
+
+def shown(model: Description | None, able: Collection[str], context_tokens: int) -> dict[str, Any]:
+    """The answer of ``/api/show``: ``model`` is what there is to tell, ``able`` and ``context_tokens`` what is sure."""
+    parameters = f"{'num_ctx':<30} {context_tokens}"
+    answer: dict[str, Any] = {"parameters": parameters, "capabilities": list(able), "details": {}, "model_info": {}}
+    if model is None:
+        return answer
+    answer |= {
+        "modelfile": f"FROM {model.file}\nPARAMETER num_ctx {context_tokens}\n",
+        "details": _details(model),
+        "model_info": _info(model),
+    }
+    if model.chat_template is not None:
+        answer["template"] = model.chat_template
+    if model.modified_s is not None:
+        answer["modified_at"] = _when(model.modified_s)
+    return answer
+
+
+def capabilities(model: Description) -> tuple[str, ...]:
+    """What programs may ask of the model, as far as its chat template tells."""
+    template = model.chat_template or ""
+    return (
+        COMPLETION,
+        *(("tools",) if "tools" in template else ()),
+        *(("thinking",) if any(word in template for word in ("enable_thinking", "reasoning_effort")) else ()),
+    )
+
+
+def _details(model: Description) -> dict[str, Any]:
+    details = {
+        "format": model.format,
+        "family": model.family,
+        "families": None if model.family is None else [model.family],
+        "parameter_size": None if model.weights is None else _size(model.weights),
+        "quantization_level": model.quantization,
+    }
+    return {key: value for key, value in details.items() if value is not None}
+
+
+def _info(model: Description) -> Mapping[str, Any]:
+    # JSON knows no infinite numbers.
+    known = {k: v for k, v in model.metadata.items() if not isinstance(v, float) or math.isfinite(v)}
+    return known if model.weights is None else {**known, "general.parameter_count": model.weights}
+
+
+def _digest(model: Description) -> dict[str, str]:
+    """What tells one file from another: of its name, size and time, for to read all of it takes minutes."""
+    if model.size_bytes is None:
+        return {}
+    of = f"{model.file}\0{model.size_bytes}\0{model.modified_s}"
+    return {"digest": hashlib.sha256(of.encode(errors="surrogateescape")).hexdigest()}
+
+
+def _size(weights: int) -> str:
+    """As Ollama writes it: ``8.0B``, ``494.03M``."""
+    if weights >= BILLION:
+        return f"{weights / BILLION:.1f}B"
+    if weights >= MILLION:
+        return f"{weights / MILLION:.2f}M"
+    return f"{weights / THOUSAND:.0f}K" if weights >= THOUSAND else str(weights)
+
+
+def _when(seconds: float) -> str:
+    return timestamp(datetime.fromtimestamp(seconds, UTC))

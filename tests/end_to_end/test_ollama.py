@@ -1,0 +1,145 @@
+"""Ollama's API as programs use it: the official client, unchanged, and what happens when things go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import ollama
+import pytest
+
+from scaler.serving.app import MAX_BODY_BYTES
+from scaler.serving.ollama import API_VERSION
+from tests.end_to_end.test_ladder import COUNTED, settles_at
+
+Running = Callable[..., Any]
+MESSAGES = [{"role": "user", "content": "Who are you?"}]
+SENTENCE = "The small model speaks : I am made of random weights ."
+SMALL = {"max_level": "small"}
+
+
+def ask(url: str, body: bytes | None = None, method: str | None = None) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """A request without a word of what kind it is."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, method=method), timeout=60) as response:
+            return response.status, json.loads(response.read() or b"{}"), dict(response.headers)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error), dict(error.headers)
+
+
+def test_the_official_client_chats_and_generates_whole_and_streamed(serving: Running) -> None:
+    """What people have works unchanged, and the figures are there."""
+    with serving(policy=SMALL) as (url, _, _), ollama.Client(url) as talk:
+        whole = talk.chat("auto", MESSAGES)
+        assert (whole.message.content or "").strip() == SENTENCE
+        assert (whole.model, whole.done, whole.done_reason) == ("small", True, "stop")
+        assert min(whole.prompt_eval_count or 0, whole.eval_count or 0, whole.eval_duration or 0) > 0
+        lines = list(talk.chat("small:latest", MESSAGES, stream=True))
+        assert "".join(line.message.content or "" for line in lines) == whole.message.content
+        assert [line.done for line in lines] == [False] * (len(lines) - 1) + [True]
+        assert lines[-1].eval_count == whole.eval_count
+        assert talk.generate("auto", "Who are you?", system="Be brief.").response == whole.message.content
+        pieces = talk.generate("auto", "The small", raw=True, options={"num_predict": 3, "temperature": 0}, stream=True)
+        assert "".join(piece.response or "" for piece in pieces) == " model speaks :"
+        assert talk.generate("auto").done_reason == "load"
+        assert talk.chat("auto", keep_alive=0).done_reason == "unload"
+
+
+def test_the_official_asynchronous_client_chats(serving: Running) -> None:
+    """Most servers that are built on Ollama use this one."""
+    with serving(policy=SMALL) as (url, _, _):
+
+        async def chat() -> str:
+            async with ollama.AsyncClient(url) as talk:
+                stream = await talk.chat("auto", MESSAGES, stream=True)
+                return "".join([line.message.content or "" async for line in stream])
+
+        assert asyncio.run(chat()).strip() == SENTENCE
+
+
+def test_the_official_client_sees_which_models_there_are(serving: Running) -> None:
+    """Programs fill their menus with it."""
+    with serving(policy=SMALL) as (url, manager, watch), ollama.Client(url) as talk:
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        listed = {model.model: model for model in talk.list().models}
+        assert list(listed) == ["auto:latest", "small:latest", "medium:latest", "large:latest"]
+        small = listed["small:latest"]
+        assert small.details is not None
+        assert (small.details.family, small.details.parameter_size) == ("llama", "10.95M")
+        assert listed["auto:latest"].digest == small.digest
+        assert small.size == manager.describe("small").file.stat().st_size
+        (now,) = talk.ps().models
+        assert (now.model, now.context_length, now.size_vram) == ("small:latest", 2048, 0)
+        shown = talk.show("auto")
+        assert shown.capabilities == ["completion"]
+        assert (shown.modelinfo or {})["general.parameter_count"] > 10**7
+        assert "im_start" in (shown.template or "")
+        assert ask(f"{url}/api/version")[1] == {"version": API_VERSION}
+        assert ask(url, method="HEAD")[0] == 200
+
+
+def test_a_schema_holds_the_answer_and_tools_are_taken(serving: Running) -> None:
+    """The model of the test is as likely to say anything else."""
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    with serving(policy=SMALL) as (url, _, _), ollama.Client(url) as talk:
+        answer = talk.chat("auto", MESSAGES, format=schema, options={"temperature": 0, "num_predict": 400})
+        assert isinstance(json.loads(answer.message.content or "")["ok"], bool)
+        tool = {"type": "function", "function": {"name": "now", "description": "the time"}}
+        assert (talk.chat("auto", MESSAGES, tools=[tool]).message.content or "").strip() == SENTENCE
+
+
+def test_a_stream_goes_on_unbroken_when_its_model_is_killed(serving: Running) -> None:
+    """One whole count: nothing is lost and nothing said twice."""
+    with serving(policy={"max_level": "medium"}) as (url, manager, watch), ollama.Client(url) as talk:
+        manager.scaler.want(True)
+        settles_at(manager, watch, "medium")
+        pids = list(manager._switcher.pids())
+        text, line = "", None
+        for line in talk.chat("auto", [{"role": "user", "content": "Count to a thousand."}], stream=True):
+            text += line.message.content or ""
+            if len(text) > 100:
+                while pids:
+                    os.kill(pids.pop(), signal.SIGKILL)
+        assert text == COUNTED
+        assert line is not None
+        assert (line.done, line.done_reason) == (True, "stop")
+
+
+def test_bad_requests_get_ollamas_error_and_the_server_lives(serving: Running) -> None:
+    """Clients show these messages to people; after each, the next request is answered."""
+    long = json.dumps({"messages": [{"role": "user", "content": "x" * 30_000}]}).encode()
+    picture = b'{"messages": [{"role": "user", "content": "x", "images": ["iVBORw0KGgoAAAA="]}]}'
+    cases = [
+        ("chat", b"{", 400, "not JSON"),
+        ("chat", b"[" * 100_000, 400, "not JSON"),
+        ("chat", b"[]", 400, "JSON object"),
+        ("chat", b'{"model": "llama3"}', 404, "there are: auto, small, medium, large"),
+        ("show", b'{"model": "llama3"}', 404, "there are: auto, small, medium, large"),
+        ("chat", b'{"messages": "x"}', 400, "'messages'"),
+        ("generate", b'{"prompt": "x", "options": {"temperature": "warm"}}', 400, "'temperature'"),
+        ("chat", picture, 400, "vision"),
+        ("chat", long, 400, "context size"),
+        ("chat", b" " * (MAX_BODY_BYTES + 1), 413, "larger than"),
+        ("chat", None, 405, "takes POST"),
+        ("pull", b'{"model": "x"}', 501, "ladder"),
+        ("nothing", b"{}", 404, "/api/chat"),
+    ]
+    with serving(policy=SMALL) as (url, _, _):
+        for path, body, status, words in cases:
+            got, answer, _ = ask(f"{url}/api/{path}", body)
+            assert got == status, answer
+            assert words in answer["error"]
+            got, answer, headers = ask(f"{url}/api/chat", json.dumps({"messages": MESSAGES, "stream": False}).encode())
+            assert (got, answer["message"]["content"].strip()) == (200, SENTENCE)
+            assert headers["x-scaler-level"] == "small"
+        with ollama.Client(url) as talk, pytest.raises(ollama.ResponseError, match="there are: auto"):
+            talk.chat("llama3", MESSAGES)
+        got, answer, _ = ask(f"{url}/v1/nothing", b"{}")
+        assert (got, answer["error"]["type"]) == (404, "invalid_request_error")
