@@ -132,7 +132,7 @@ class SqliteConversations:
         connection.execute("PRAGMA foreign_keys = ON")
         # What was forgotten is overwritten, not only unlinked.
         connection.execute("PRAGMA secure_delete = ON")
-        # Also tells a file that cannot be written, and lets one program at a time make the tables.
+        # One program at a time makes the tables.
         with _transaction(connection):
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -141,7 +141,6 @@ class SqliteConversations:
                 for statement in TABLES.split(";"):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id = {APPLICATION}")
-                connection.execute(f"PRAGMA user_version = {FORMAT}")
             elif application != APPLICATION:
                 raise ConversationError(
                     f"{self._path}: is another program's database; set conversations.path to a file of its own"
@@ -151,9 +150,16 @@ class SqliteConversations:
                     f"{self._path}: was written by a newer scaler (its format is {version}, this one's {FORMAT}); "
                     "update scaler, or set conversations.path to another file"
                 )
+            # Each time, for it tells now whether the file can be written.
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
         # A write-ahead log: who reads the file, such as a backup, never keeps a turn from being written, and a turn
         # costs one fsync in place of three. Where a file system cannot have one, SQLite stays with what it can.
-        connection.execute("PRAGMA journal_mode = WAL")
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait here. Another program that has just made the file does the same at this moment.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
         connection.execute("PRAGMA synchronous = FULL")
 
     @contextmanager
