@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -36,14 +35,15 @@ class Answering:
         self._first_token_s: float | None = None
         self._ended_s: float | None = None
         self._failed = False
-        self._arrived: deque[dict[str, Any]] = deque()
+        self._arrived: list[dict[str, Any]] = []
         self._news, self._room = asyncio.Event(), asyncio.Event()
         self.gave_way = False
         """Whether the drain limits were used up before the answer had ended; what is missing is another level's."""
 
-    async def stream(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the answer's chunks, up to where the model had to go. Raises LevelUnavailable, RequestRejected.
+    async def stream(self, request: Mapping[str, Any]) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """Yield the answer's chunks, those together that came together, up to where the model had to go.
 
+        Raises LevelUnavailable, RequestRejected.
         The model is given back as soon as it has nothing more to say, however slowly the chunks are taken.
         """
         lease, arrived = self._lease, self._arrived
@@ -56,15 +56,17 @@ class Answering:
         finished = False
         try:
             while True:
-                while arrived:
-                    data = arrived.popleft()
+                if arrived:
+                    taken = list(arrived)
+                    arrived.clear()
                     self._room.set()
-                    finished = finished or ends(data)
-                    yield data
-                if pump.done():
+                    finished = finished or any(map(ends, taken))
+                    yield taken
+                elif pump.done():
                     break
-                self._news.clear()
-                await self._news.wait()
+                else:
+                    self._news.clear()
+                    await self._news.wait()
             if not lease.cut:
                 self._failed = isinstance(pump.exception(), LevelUnavailable)
                 await pump
@@ -117,13 +119,12 @@ def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
 
 
-async def collect(chunks: AsyncIterator[Chunk]) -> Chunk:
+async def collect(parts: AsyncIterator[list[Chunk]]) -> Chunk:
     """Put an answer's chunks together to one ``chat.completion`` or ``text_completion``. Raises what they raise."""
+    chunks = [chunk async for part in parts for chunk in part]
     whole: dict[str, Any] = {"object": "chat.completion", "choices": []}
     choices: dict[int, dict[str, Any]] = {}
-    level = ""
-    async for chunk_level, data in chunks:
-        level = chunk_level
+    for _, data in chunks:
         for key in ("id", "created", "model", "system_fingerprint", "usage", "timings"):
             if data.get(key) is not None:
                 whole[key] = data[key]
@@ -144,7 +145,7 @@ async def collect(chunks: AsyncIterator[Chunk]) -> Chunk:
                 tokens = choice.setdefault("logprobs", {"content": []})["content"]
                 tokens.extend(piece["logprobs"].get("content") or ())
     whole["choices"] = [{"index": index, **choice} for index, choice in sorted(choices.items())]
-    return Chunk(level, whole)
+    return Chunk(chunks[-1].level if chunks else "", whole)
 
 
 def _add_delta(message: dict[str, Any], delta: Mapping[str, Any]) -> None:

@@ -203,14 +203,16 @@ class ModelManager:
 
     async def chat(self, request: Mapping[str, Any]) -> AsyncIterator[Chunk]:
         """Answer an OpenAI chat request, as chunks with the level that answers; nothing is remembered."""
-        async for chunk in self._effects.iterate(self.answer(request)):
-            yield chunk
+        async for chunks in self._effects.iterate(self.answer(request)):
+            for chunk in chunks:
+                yield chunk
 
     def answer(
         self, request: Mapping[str, Any], *, level: str | None = None, streamed: bool = True
-    ) -> AsyncGenerator[Chunk, None]:
+    ) -> AsyncGenerator[list[Chunk], None]:
         """`chat` for callers that run on the effects' loop themselves; a request with a ``prompt`` completes it.
 
+        Chunks that came together are yielded together.
         ``level`` insists on one level. ``streamed`` says whether chunks are shown as they come: else an answer whose
         half is of no use to the next level, such as a tool call, can be begun anew there.
         """
@@ -230,9 +232,9 @@ class ModelManager:
             messages, new = await self._messages(identity, message, system)
             chunks: list[Chunk] = []
             async with aclosing(self.answer({**options, "messages": messages}, streamed=False)) as answer:
-                async for chunk in answer:
+                async for arrived in answer:
                     first = time.monotonic() - began if first is None else first
-                    chunks.append(chunk)
+                    chunks += arrived
             whole, said = await _said(chunks)
             fault = await self._remember(identity, [*new, said])
         choice = whole["choices"][0]
@@ -255,9 +257,9 @@ class ModelManager:
             messages, new = await self._messages(identity, message, system)
             chunks: list[Chunk] = []
             async with aclosing(self.answer({**options, "messages": messages})) as answer:
-                async for chunk in answer:
-                    chunks.append(chunk)
-                    for choice in chunk.data.get("choices", ()):
+                async for arrived in answer:
+                    chunks += arrived
+                    for choice in (choice for _, data in arrived for choice in data.get("choices", ())):
                         # Of several answers, if that was asked for, the first is the conversation's.
                         if choice.get("index", 0) == 0 and (piece := choice.get("delta", {}).get("content")):
                             yield piece
@@ -336,17 +338,16 @@ class ModelManager:
         await asyncio.to_thread(self.shutdown)
 
 
-async def _said(chunks: Sequence[Chunk]) -> tuple[Mapping[str, Any], Said]:
+async def _said(chunks: list[Chunk]) -> tuple[Mapping[str, Any], Said]:
     """The whole answer of ``chunks``, and what the conversation keeps of it: what the next request must contain.
 
     That is as OpenAI's clients send it: the tool calls, but not the thinking.
     """
 
-    async def each() -> AsyncIterator[Chunk]:
-        for chunk in chunks:
-            yield chunk
+    async def at_once() -> AsyncIterator[list[Chunk]]:
+        yield chunks
 
-    ended_by, whole = await collect(each())
+    ended_by, whole = await collect(at_once())
     answer = whole["choices"][0]["message"]
     calls = answer.get("tool_calls")
     message = {"role": "assistant", "content": answer["content"] or (None if calls else "")}

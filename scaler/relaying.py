@@ -41,8 +41,10 @@ class Relay:
 
     async def answer(
         self, request: Mapping[str, Any], *, level: str | None = None, streamed: bool = True
-    ) -> AsyncGenerator[Chunk, None]:
-        """Yield the answer's chunks, each with the level that made it. Runs on the effects' loop.
+    ) -> AsyncGenerator[list[Chunk], None]:
+        """Yield the answer's chunks, each with the level that made it, those together that came together.
+
+        Never an empty list. Runs on the effects' loop.
 
         ``level`` insists on one level: the request waits for it, and no other one answers. ``streamed`` says that
         chunks are shown as they come; else an answer that cannot be continued half way is begun anew.
@@ -67,9 +69,9 @@ class Relay:
                 break
             answering, failure = Answering(lease), None
             try:
-                async for data in answering.stream(await self._prepare(todo, splice, lease, check)):
-                    for by, one in splice.add(lease.level, data):
-                        yield Chunk(by, one)
+                async for arrived in answering.stream(await self._prepare(todo, splice, lease, check)):
+                    if passed := [Chunk(*one) for data in arrived for one in splice.add(lease.level, data)]:
+                        yield passed
                     if splice.stopped:
                         return
             except LevelUnavailable as error:
@@ -84,8 +86,8 @@ class Relay:
                 if (sample := answering.sample()) is not None:
                     scaler.update_performance_metrics(sample)
             if splice.finished or not (answering.gave_way or failure):
-                for by, one in splice.rest():
-                    yield Chunk(by, one)
+                if rest := splice.rest():
+                    yield [Chunk(*one) for one in rest]
                 return
             failure = failure or LevelUnavailable(f"{lease.level}: it gave way before the answer had begun")
             if deaths >= DEATHS or (self._clock() >= until and not lease.tokens):
@@ -99,8 +101,8 @@ class Relay:
                     break
                 failure = None if answering.gave_way else failure
                 scaler.note(AnswerHandedOver(lease.level, splice.tokens, str(failure) if failure else None))
-        for one in splice.ending():
-            yield Chunk(splice.level, one)
+        if ending := splice.ending():
+            yield [Chunk(splice.level, one) for one in ending]
 
     def _why(self, level: str | None) -> Callable[[], str]:
         def why() -> str:

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from scaler.errors import ConfigError, ScalerError
 from scaler.manager import ModelManager
+from scaler.serving.answers import Answers
 from scaler.serving.control_routes import Control
 from scaler.serving.events import Events
 from scaler.serving.openai import OpenAI
@@ -49,7 +50,8 @@ class Endpoint:
 
     async def _start(self) -> None:
         app = web.Application(client_max_size=MAX_BODY_BYTES)
-        app.add_routes(OpenAI(self._manager, int(time.time())).routes())
+        answers = Answers(self._manager)
+        app.add_routes(OpenAI(answers, int(time.time())).routes())
         app.add_routes(Control(self._manager).routes())
         Events(self._manager.scaler, self._manager.notices).add_to(app)
         # A client that hangs up cancels its handler, and with it the generation that nobody reads any more.

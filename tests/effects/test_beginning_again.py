@@ -46,9 +46,9 @@ async def test_a_slow_taker_loses_nothing_of_a_long_answer(stage: Stage) -> None
         small.more.release()
     lease = await stage.switcher.lease(10, lambda: "testing")
     text = ""
-    async for data in Answering(lease).stream({"messages": [], "words": 500}):
+    async for arrived in Answering(lease).stream({"messages": [], "words": 500}):
         for _ in range(3):
             await asyncio.sleep(0)
-        text += data["choices"][0]["delta"].get("content", "")
+        text += "".join(data["choices"][0]["delta"].get("content", "") for data in arrived)
     lease.release()
     assert text == "".join(f"small{number} " for number in range(500))

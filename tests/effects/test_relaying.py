@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from scaler.answering import Chunk
 from scaler.errors import LevelUnavailable, RequestTimedOut
 from scaler.events import AnswerHandedOver, StandbyLost
 from tests.effects.test_switching import Stage, on_stage
@@ -30,6 +31,11 @@ async def begun(
     for _ in range(20):
         await asyncio.sleep(0)
     return answer
+
+
+def said(chunks: list[Chunk]) -> str:
+    """The text in an answer's chunks."""
+    return "".join(data["choices"][0]["delta"].get("content", "") for _, data in chunks)
 
 
 def let_speak(stage: Stage, level: str) -> None:
@@ -102,14 +108,14 @@ async def test_json_that_took_longer_than_a_request_may_wait_is_begun_anew(stage
 async def test_a_client_that_takes_nothing_does_not_hold_the_switch_up(stage: Stage) -> None:
     """Its answer gives the model back when the limits are used up, and loses nothing of what was said."""
     small = await stage.serve("small")
-    chunks = stage.relay.answer(TALK)
+    parts = stage.relay.answer(TALK)
     for _ in range(2):
         small.more.release()
-    text = (await anext(chunks)).data["choices"][0]["delta"]["content"]
+    text = said(await anext(parts))
     await stage.told.until("switched", stage.ask("large", beside=False, drain_s=0.0))
     let_speak(stage, "large")
-    async for _, data in chunks:
-        text += data["choices"][0]["delta"].get("content", "")
+    async for chunks in parts:
+        text += said(chunks)
     assert text in ("small0 small1 large2 large3 ", "small0 large1 large2 large3 ")
 
 
@@ -153,6 +159,7 @@ async def test_one_who_insists_on_the_level_that_stands_by_is_answered_by_it(sta
     """And on one that is not loaded, waits in vain."""
     await stage.serve("large")
     let_speak(stage, "small")
-    assert {chunk.level async for chunk in stage.relay.answer(TALK, level="small")} == {"small"}
+    levels = {chunk.level async for chunks in stage.relay.answer(TALK, level="small") for chunk in chunks}
+    assert levels == {"small"}
     with pytest.raises(RequestTimedOut, match="medium did not serve"):
         await stage.switcher.lease(0.01, lambda: "why", level="medium")

@@ -199,10 +199,10 @@ def scripted(running: Running, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     def ask(chunks: Sequence[Chunk], *messages: Any, **options: Any) -> tuple[Any, list[Any], list[Any]]:
         asked: list[Any] = []
 
-        async def answer(request: Mapping[str, Any], *, streamed: bool = True) -> AsyncIterator[Chunk]:
+        async def answer(request: Mapping[str, Any], *, streamed: bool = True) -> AsyncIterator[list[Chunk]]:
             asked.append(request["messages"])
             for one in chunks:
-                yield one
+                yield [one]
 
         with running() as (manager, _):
             monkeypatch.setattr(manager, "answer", answer)
@@ -267,8 +267,8 @@ def test_a_refused_turn_leaves_the_conversation_as_it_was(running: Running, monk
     """Also when it failed in the middle."""
     with running() as (manager, _):
 
-        async def answer(request: Mapping[str, Any], *, streamed: bool = True) -> AsyncIterator[Chunk]:
-            yield chunk("small", content="half")
+        async def answer(request: Mapping[str, Any], *, streamed: bool = True) -> AsyncIterator[list[Chunk]]:
+            yield [chunk("small", content="half")]
             raise LevelUnavailable("small: killed")
 
         monkeypatch.setattr(manager, "answer", answer)
