@@ -36,6 +36,10 @@ class MissingExtra(ScalerError):
     """An optional part is not installed: names the extra that brings it."""
 
 
+class ConversationError(ScalerError):
+    """A conversation cannot be read or kept: names the file, the cause and what to do."""
+
+
 class RecordingError(ScalerError):
     """A recording of readings cannot be written or read: names the file, the line and what was expected."""
 

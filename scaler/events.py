@@ -105,6 +105,15 @@ class AnswerHandedOver:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnNotRemembered:
+    """``level`` answered, but neither question nor answer could be added to the conversation, which stays as it was."""
+
+    conversation_id: str
+    level: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PersonTold:
     """A notice went to whoever takes them: ``text``, about a downgrade, an upgrade or a failure of ``level``."""
 
@@ -125,5 +134,6 @@ ScalerEvent = (
     | BudgetRestored
     | Drained
     | AnswerHandedOver
+    | TurnNotRemembered
     | PersonTold
 )

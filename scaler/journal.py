@@ -31,6 +31,7 @@ from scaler.events import (
     StandbyLost,
     SwitchDone,
     SwitchFailed,
+    TurnNotRemembered,
 )
 
 
@@ -143,6 +144,7 @@ KINDS = {
     BudgetRestored: "budget_restored",
     Drained: "drained",
     AnswerHandedOver: "handed_over",
+    TurnNotRemembered: "not_remembered",
     PersonTold: "told",
 }
 

@@ -85,6 +85,8 @@ class LoopThread:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self.loop.shutdown_asyncgens()
+        # What was given to a thread, such as a turn that is being stored, is finished there.
+        await self.loop.shutdown_default_executor()
 
 
 _END: Any = object()

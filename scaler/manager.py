@@ -10,7 +10,10 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,9 +21,12 @@ from weakref import WeakValueDictionary
 
 from scaler.answering import Chunk, collect
 from scaler.assembly import assemble
-from scaler.conversations import Conversations, Message
+from scaler.conversations import conversations
+from scaler.conversations.protocol import Message, Said
 from scaler.descriptions import Description
-from scaler.events import PersonTold
+from scaler.errors import ConversationError
+from scaler.events import PersonTold, TurnNotRemembered
+from scaler.handoff import says_something
 from scaler.journal import Journal
 from scaler.levels import RAM
 from scaler.loop_thread import LoopThread
@@ -36,15 +42,26 @@ from scaler.switching import Switcher
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer. ``str(answer)`` is its text; ``finish_reason`` is OpenAI's; times in seconds."""
+    """A finished answer. ``str(answer)`` is its text; ``finish_reason`` is OpenAI's; times in seconds.
+
+    ``levels`` made it, in order: more than one where it was handed over. ``tool_calls`` are what it asks for instead of
+    or beside text, as OpenAI has them. ``not_remembered`` says why the conversation is as it was before, if it is.
+    """
 
     text: str
-    level: str
+    levels: tuple[str, ...]
     conversation_id: str
     finish_reason: str | None
     tokens: int
     total_s: float
     first_token_s: float | None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    not_remembered: ConversationError | None = None
+
+    @property
+    def level(self) -> str:
+        """The level that made the end of it."""
+        return self.levels[-1]
 
     def __str__(self) -> str:
         return self.text
@@ -69,7 +86,8 @@ class ModelManager:
         """``config``: a YAML in place of the person's own; ``sensors`` makes those of a machine other than this.
 
         Raises ConfigError when the configuration is at fault, LevelUnavailable when a level cannot be sized,
-        MissingExtra when the library of a runtime, or of a place for notices, is not installed.
+        MissingExtra when the library of a runtime, or of a place for notices, is not installed, ConversationError when
+        the file for the conversations cannot be used.
         """
         parts = assemble(config)
         # Before anything is started: without its library no level could ever be loaded.
@@ -89,7 +107,7 @@ class ModelManager:
         self._proactive_scaler = ProactiveScaler(
             ladder=parts.ladder, policy=parts.policy, monitor=monitor, journal=self.journal, tier=parts.tier.tier.name
         )
-        self.conversations = Conversations()
+        self.conversations = conversations(settings.conversations)
         self.progress: dict[str, float] = {}
         self.notices = Notices(upgrades=notify_upgrades or settings.notices.upgrades)
         if on_notice is not None:
@@ -168,26 +186,47 @@ class ModelManager:
         return lease.level
 
     async def generate_response(
-        self, message: str, *, conversation_id: str | None = None, system: str | None = None, **options: Any
+        self,
+        message: str | Sequence[Message],
+        *,
+        conversation_id: str | None = None,
+        system: str | None = None,
+        **options: Any,
     ) -> Answer:
         """Answer ``message`` as the next turn of a conversation, a new one when no id is given.
 
+        ``message`` is what the user says, or OpenAI messages, such as the results of the tools that were called.
         ``options`` are OpenAI's (``temperature``, ``max_tokens``, ...). Raises QueueFull, RequestTimedOut,
-        LevelUnavailable or RequestRejected; the conversation is then as it was before.
+        LevelUnavailable, RequestRejected, or ConversationError when the conversation cannot be read; the conversation
+        is then as it was before. An answer that cannot be stored is given all the same: see `Answer.not_remembered`.
         """
         return await self._effects.run(self._turn(message, conversation_id, system, options))
 
     async def stream_response(
-        self, message: str, *, conversation_id: str | None = None, system: str | None = None, **options: Any
+        self,
+        message: str | Sequence[Message],
+        *,
+        conversation_id: str | None = None,
+        system: str | None = None,
+        **options: Any,
     ) -> AsyncIterator[str]:
-        """The same, as pieces of text while they come. Leaving the loop early ends the generation."""
+        """The same, as pieces of text while they come. Leaving the loop early ends the generation.
+
+        The turn is remembered when the loop has ended by itself. Whoever left early was not answered, and the
+        conversation is as it was before.
+        """
         identity = conversation_id or uuid.uuid4().hex
         pieces = self._stream_turn(message, identity, system, options)
         async for piece in self._effects.iterate(pieces):
             yield piece
 
     def generate_response_sync(
-        self, message: str, *, conversation_id: str | None = None, system: str | None = None, **options: Any
+        self,
+        message: str | Sequence[Message],
+        *,
+        conversation_id: str | None = None,
+        system: str | None = None,
+        **options: Any,
     ) -> Answer:
         """`generate_response` for code without an event loop; not to be called on a running loop."""
         return self._effects.call(self._turn(message, conversation_id, system, options))
@@ -210,46 +249,73 @@ class ModelManager:
         return self._relay.answer(request, level=level, streamed=streamed)
 
     async def _turn(
-        self, message: str, conversation_id: str | None, system: str | None, options: Mapping[str, Any]
+        self,
+        message: str | Sequence[Message],
+        conversation_id: str | None,
+        system: str | None,
+        options: Mapping[str, Any],
     ) -> Answer:
         identity = conversation_id or uuid.uuid4().hex
         began = time.monotonic()
         first: float | None = None
         async with self._turn_lock(identity):
-            messages, new = self._messages(identity, message, system)
-
-            async def timed() -> AsyncIterator[list[Chunk]]:
-                nonlocal first
-                async for chunks in self.answer({**options, "messages": messages}, streamed=False):
+            messages, new = await self._messages(identity, message, system)
+            chunks: list[Chunk] = []
+            async with aclosing(self.answer({**options, "messages": messages}, streamed=False)) as answer:
+                async for arrived in answer:
                     first = time.monotonic() - began if first is None else first
-                    yield chunks
-
-            level, whole = await collect(timed())
-            choice = whole["choices"][0]
-            text = choice["message"]["content"] or ""
-            self.conversations.extend(identity, [*new, {"role": "assistant", "content": text}])
-        tokens = whole.get("usage", {}).get("completion_tokens", 0)
-        return Answer(text, level, identity, choice["finish_reason"], tokens, time.monotonic() - began, first)
+                    chunks += arrived
+            whole, said = await _said(chunks)
+            fault = await self._remember(identity, [*new, said])
+        choice = whole["choices"][0]
+        return Answer(
+            choice["message"]["content"] or "",
+            said.levels,
+            identity,
+            choice["finish_reason"],
+            whole.get("usage", {}).get("completion_tokens", 0),
+            time.monotonic() - began,
+            first,
+            tuple(choice["message"].get("tool_calls", ())),
+            fault,
+        )
 
     async def _stream_turn(
-        self, message: str, identity: str, system: str | None, options: Mapping[str, Any]
+        self, message: str | Sequence[Message], identity: str, system: str | None, options: Mapping[str, Any]
     ) -> AsyncGenerator[str, None]:
         async with self._turn_lock(identity):
-            messages, new = self._messages(identity, message, system)
-            text = ""
-            async for chunks in self.answer({**options, "messages": messages}):
-                for choice in (choice for _, data in chunks for choice in data.get("choices", ())):
-                    if piece := choice.get("delta", {}).get("content"):
-                        text += piece
-                        yield piece
-            self.conversations.extend(identity, [*new, {"role": "assistant", "content": text}])
+            messages, new = await self._messages(identity, message, system)
+            chunks: list[Chunk] = []
+            async with aclosing(self.answer({**options, "messages": messages})) as answer:
+                async for arrived in answer:
+                    chunks += arrived
+                    for choice in (choice for _, data in arrived for choice in data.get("choices", ())):
+                        # Of several answers, if that was asked for, the first is the conversation's.
+                        if choice.get("index", 0) == 0 and (piece := choice.get("delta", {}).get("content")):
+                            yield piece
+            _, said = await _said(chunks)
+            await self._remember(identity, [*new, said])
 
-    def _messages(self, identity: str, message: str, system: str | None) -> tuple[list[Message], list[Message]]:
-        history = self.conversations.history(identity)
-        new: list[Message] = [{"role": "user", "content": message}]
+    async def _messages(
+        self, identity: str, message: str | Sequence[Message], system: str | None
+    ) -> tuple[list[Message], list[Said]]:
+        """What to ask the level, and what of it the conversation does not have yet."""
+        # In a thread, as what keeps the conversations may be a disk: others' answers must not wait for it.
+        history = await asyncio.to_thread(self.conversations.history, identity)
+        new: list[Message] = [{"role": "user", "content": message}] if isinstance(message, str) else list(message)
         if system is not None and not history:
             new.insert(0, {"role": "system", "content": system})
-        return [*history, *new], new
+        now = datetime.now(UTC)
+        return [*(said.message for said in history), *new], [Said(one, now) for one in new]
+
+    async def _remember(self, identity: str, turn: Sequence[Said]) -> ConversationError | None:
+        """Store a turn; where that fails, the answer was given all the same, and what is lost is told."""
+        try:
+            await asyncio.to_thread(self.conversations.extend, identity, turn)
+        except ConversationError as error:
+            self._proactive_scaler.note(TurnNotRemembered(identity, turn[-1].levels[-1], str(error)))
+            return error
+        return None
 
     def _turn_lock(self, identity: str) -> asyncio.Lock:
         """Turns of one conversation follow each other; the locks live as long as somebody holds them."""
@@ -281,6 +347,7 @@ class ModelManager:
         self._effects.call(self._switcher.close())
         self._effects.call(self._close_outboxes())
         self._effects.stop()
+        self.conversations.close()
         self.journal.close()
 
     async def _close_outboxes(self) -> None:
@@ -299,3 +366,22 @@ class ModelManager:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self.shutdown)
+
+
+async def _said(chunks: list[Chunk]) -> tuple[Mapping[str, Any], Said]:
+    """The whole answer of ``chunks``, and what the conversation keeps of it: what the next request must contain.
+
+    That is as OpenAI's clients send it: the tool calls, but not the thinking.
+    """
+
+    async def at_once() -> AsyncIterator[list[Chunk]]:
+        yield chunks
+
+    ended_by, whole = await collect(at_once())
+    answer = whole["choices"][0]["message"]
+    calls = answer.get("tool_calls")
+    message = {"role": "assistant", "content": answer["content"] or (None if calls else "")}
+    # Who only ended what another had said to the end made nothing of it; an empty answer is the one's who gave it.
+    made = [chunk.level for chunk in chunks if says_something(chunk.data)] or [ended_by]
+    levels = tuple(level for level, _ in groupby(made))
+    return whole, Said({**message, "tool_calls": calls} if calls else message, datetime.now(UTC), levels)

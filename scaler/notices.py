@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from scaler.events import DecisionMade, ModelDied, SwitchFailed
+from scaler.events import DecisionMade, ModelDied, SwitchFailed, TurnNotRemembered
 from scaler.levels import OFF, Ladder
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ def notice_of(event: object, ladder: Ladder, dwell_s: float) -> Notice | None:
         return Notice("failure", event.level, f"{what}, {serves}: {event.reason}; {_tried_again(event.level)}")
     if isinstance(event, ModelDied):
         return Notice("failure", event.level, f"{event.level} died: {event.reason}; {_tried_again(event.level)}")
+    if isinstance(event, TurnNotRemembered):
+        return Notice("failure", event.level, f"an answer of {event.level} will not be remembered: {event.reason}")
     return None
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from scaler.answering import Answering, Chunk
-from scaler.conversations import fit
+from scaler.conversations.fitting import fit
 from scaler.errors import LevelUnavailable, QueueFull, RequestRejected, RequestTimedOut
 from scaler.events import AnswerHandedOver
 from scaler.handoff import Splice, token_limit, without_thinking

@@ -100,6 +100,16 @@ class JournalSettings(Section):
     """How many files are kept, the newest among them."""
 
 
+class ConversationsSettings(Section):
+    """Where the conversations of `ModelManager` are kept."""
+
+    path: Path | None = None
+    """A SQLite file, for them to outlive a restart; ~ is the home directory, a relative path is relative to the
+    configuration file. Null keeps them in memory."""
+    keep: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    """How many are kept at the most; the one continued longest ago is forgotten first."""
+
+
 class RecordingSettings(Section):
     """Whether and where `scaler run` keeps its readings, for `scaler replay` and `scaler tune`."""
 
@@ -143,6 +153,7 @@ class Settings(Section):
     queue: QueueSettings = QueueSettings()
     monitor: MonitorSettings = MonitorSettings()
     journal: JournalSettings = Field(default_factory=JournalSettings)
+    conversations: ConversationsSettings = ConversationsSettings()
     recording: RecordingSettings = Field(default_factory=RecordingSettings)
     notices: NoticesSettings = NoticesSettings()
     policy: Annotated[Mapping[str, Any], WithJsonSchema(policy_layers.POLICY.json_schema())] = {}
@@ -220,12 +231,23 @@ def load_settings(path: Path | None = None, *, shipped: bool = False) -> Setting
         model = _model(level.model, folder, ("ladder", position, "model"), faults)
         levels.append(level.model_copy(update={"model": model}))
     journal_path = _absolute(settings.journal.path, folder, ("journal", "path"), faults)
+    conversations_path = settings.conversations.path
+    if conversations_path is not None:
+        conversations_path = _absolute(conversations_path, folder, ("conversations", "path"), faults)
     recording_path = _absolute(settings.recording.path, folder, ("recording", "path"), faults)
     if faults:
         raise document.error(*faults)
     journal = settings.journal.model_copy(update={"path": journal_path})
+    conversations = settings.conversations.model_copy(update={"path": conversations_path})
     recording = settings.recording.model_copy(update={"path": recording_path})
-    settings = settings.model_copy(update={"ladder": tuple(levels), "journal": journal, "recording": recording})
+    settings = settings.model_copy(
+        update={
+            "ladder": tuple(levels),
+            "journal": journal,
+            "conversations": conversations,
+            "recording": recording,
+        }
+    )
     settings._document, settings._ladder_document = document, ladder_document
     return settings
 

@@ -126,6 +126,9 @@ WRONG = [
     ("ladder:\n  - name: a\n    model: ~nosuchuser/a\n", 3, "ladder[0].model", "names no user's home"),
     ("journal: {path: ~nosuchuser/a}\n", 1, "journal.path", "names no user's home"),
     ("journal: {path: 3}\n", 1, "journal.path", "expected a path"),
+    ("conversations: {path: ~nosuchuser/a}\n", 1, "conversations.path", "names no user's home"),
+    ("conversations: {path: 3}\n", 1, "conversations.path", "expected a path or null"),
+    ("conversations: {keep: 0}\n", 1, "conversations.keep", "expected a whole number from 1"),
     ("recording: {path: ~nosuchuser/a}\n", 1, "recording.path", "names no user's home"),
     ("recording: {max_days: 0}\n", 1, "recording.max_days", "expected a number above 0"),
     ("journal: {files: 0}\n", 1, "journal.files", "expected a whole number from 1"),
@@ -257,6 +260,7 @@ VALID: dict[str, Any] = {
     "queue": {"limit": 32, "wait_s": 30.0},
     "monitor": {"interval_s": 1.0},
     "journal": {"path": "journal.jsonl", "max_mib": 5.0, "files": 5},
+    "conversations": {"path": "conversations.sqlite", "keep": 1000},
     "recording": {"enabled": True, "path": "recording", "max_days": 31.0, "max_mib": 64.0},
     "notices": {"upgrades": True, "desktop": False, "webhook": "http://127.0.0.1:9/hook"},
     "policy": {**asdict(Policy()), "max_level": "large"},
@@ -584,7 +588,7 @@ def test_the_schema_describes_the_values(write: Write) -> None:
     assert schema["properties"]["policy"]["properties"].keys() == asdict(Policy()).keys()
     assert schema["additionalProperties"] is False
     # described where they are defined
-    sections = {".server", ".queue", ".monitor", ".journal", ".recording", ".notices"}
+    sections = {".server", ".queue", ".monitor", ".journal", ".conversations", ".recording", ".notices"}
     assert set(described(schema)) <= sections
     assert all(section["description"] for section in schema["$defs"].values())
 
@@ -592,8 +596,10 @@ def test_the_schema_describes_the_values(write: Write) -> None:
 def test_the_values_that_the_shipped_file_shows_are_the_ones_that_apply(write: Write) -> None:
     """Its comments promise them."""
     text = (paths.shipped_config() / "scaler.yaml").read_text()
-    shown, count = re.subn(r"^# (?=(server|queue|monitor|journal|recording|notices): \{)", "", text, flags=re.MULTILINE)
-    assert count == 6
+    shown, count = re.subn(
+        r"^# (?=(server|queue|monitor|journal|conversations|recording|notices): \{)", "", text, flags=re.MULTILINE
+    )
+    assert count == 7
     shown = shown.replace("~/.local/state/scaler", str(paths.state()))
     assert load_settings(write(shown)).model_dump() == load_settings(shipped=True).model_dump()
 

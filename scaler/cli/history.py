@@ -123,6 +123,9 @@ def _words(event: Mapping[str, Any]) -> str:
         case "handed_over":
             why = f": {event['reason']}" if event["reason"] else ""
             return f"an answer of {event['level']} goes on at the next level, after {event['tokens']} tokens{why}"
+        case "not_remembered":
+            who = event["conversation_id"]
+            return f"an answer of {event['level']} in conversation {who} was not remembered: {event['reason']}"
         case "told":
             return f"told: {event['text']}"
         case "standby_lost":

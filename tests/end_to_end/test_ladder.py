@@ -225,9 +225,11 @@ def test_conversations_survive_switches(running: Running, machine: Machine) -> N
         settles_at(manager, watch, "large")
         manager.generate_response_sync("Who am I?", conversation_id=first.conversation_id)
         history = manager.conversations.history(first.conversation_id)
-        assert [message["role"] for message in history] == ["system", "user", "assistant", "user", "assistant"]
-        assert "small" in history[2]["content"]
-        assert "large" in history[4]["content"]
+        roles = [said.message["role"] for said in history]
+        assert roles == ["system", "user", "assistant", "user", "assistant"]
+        assert [said.levels for said in history] == [(), (), ("small",), (), ("large",)]
+        assert "small" in history[2].message["content"]
+        assert "large" in history[4].message["content"]
         assert not manager._turns
 
 

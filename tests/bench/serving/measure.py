@@ -46,7 +46,8 @@ class Party:
 
     def _cpu_s(self) -> float:
         times = [one.cpu_times() for one in (self.process, *self.process.children(recursive=True))]
-        return float(sum(time.user + time.system for time in times))
+        spent: float = sum(time.user + time.system for time in times)
+        return spent
 
     def first_ms(self, kind: str, share: float = 0.5) -> list[float]:
         """Milliseconds to the first word that ``share`` of the answers kept to, a figure a round."""
