@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from scaler.errors import ScalerError
 from scaler.events import (
+    Advised,
     AnswerHandedOver,
     BudgetLowered,
     BudgetRestored,
@@ -143,6 +144,7 @@ KINDS = {
     BudgetRestored: "budget_restored",
     Drained: "drained",
     AnswerHandedOver: "handed_over",
+    Advised: "advised",
     PersonTold: "told",
 }
 

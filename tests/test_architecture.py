@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "scaler"
 PURE = {
     "levels", "policy", "readings", "footprints", "trends", "evidence", "guards", "machine", "events", "performance",
-    "caution", "needles", "peaks", "effective", "handoff",
+    "caution", "needles", "peaks", "effective", "handoff", "advice",
 }  # fmt: skip
 PURE_OUTSIDE = {
     "__future__", "annotated_types", "bisect", "collections", "dataclasses", "functools", "itertools",

@@ -123,6 +123,12 @@ def _words(event: Mapping[str, Any]) -> str:
         case "handed_over":
             why = f": {event['reason']}" if event["reason"] else ""
             return f"an answer of {event['level']} goes on at the next level, after {event['tokens']} tokens{why}"
+        case "advised":
+            suggestions = event["suggestions"]
+            if not suggestions:
+                return f"nothing to suggest: {event['reason']}"
+            others = f" (and {len(suggestions) - 1} more)" if len(suggestions) > 1 else ""
+            return f"suggested: {suggestions[0]['text']}{others}"
         case "told":
             return f"told: {event['text']}"
         case "standby_lost":
