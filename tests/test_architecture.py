@@ -76,3 +76,16 @@ def test_importing_scaler_brings_no_web_llama_or_gpu_library() -> None:
     code = "import sys, scaler; from scaler import ProactiveScaler; print(*sys.modules)"
     modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert not {"aiohttp", "xllamacpp", "gguf", "numpy", "pynvml", "rich"} & {name.split(".")[0] for name in modules}
+
+
+def test_nothing_ends_or_signals_a_process_but_its_own_children() -> None:
+    """It suggests to a person which programs to close, and never closes one."""
+    ways = {"kill", "killpg", "terminate", "send_signal", "suspend", "pidfd_send_signal", "TerminateProcess"}
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ways
+    }
+    # This one holds the very process that it started, and no pid.
+    assert found == {"runtimes/embedded_process.py"}
