@@ -5,8 +5,10 @@ Data only. Times are monotonic seconds; durations are seconds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from scaler.advice import Suggestion
 from scaler.machine import Switch
 
 
@@ -114,6 +116,19 @@ class TurnNotRemembered:
 
 
 @dataclass(frozen=True, slots=True)
+class Advised:
+    """What would make room for a level above ``level``, found when that was stepped down to: the best first.
+
+    ``lacking`` is how many bytes of each resource each level lacks; ``reason`` says why there is no suggestion.
+    """
+
+    level: str
+    lacking: Mapping[str, Mapping[str, int]]
+    suggestions: tuple[Suggestion, ...]
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class PersonTold:
     """A notice went to whoever takes them: ``text``, about a downgrade, an upgrade or a failure of ``level``."""
 
@@ -135,5 +150,6 @@ ScalerEvent = (
     | Drained
     | AnswerHandedOver
     | TurnNotRemembered
+    | Advised
     | PersonTold
 )

@@ -6,6 +6,7 @@ threshold, and projected usage is the only usage that is compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -168,6 +169,22 @@ def fits_below_band(evidence: Evidence, position: int) -> Verdict:
         )
     held, asked = evidence.now_s - since, evidence.dwell_s(position)
     return Verdict(held >= asked, usage, limit, HELD, held, asked)
+
+
+def shortfall(evidence: Evidence, position: int) -> dict[str, int] | None:
+    """How many bytes of each resource are too few for a level to be gone up to; None if that is unknown.
+
+    Empty where there is room: the limit is that of `fits_below_band`, and for the smallest level that of `recovers`.
+    """
+    limit, lacking = evidence.recovery_limit(position), {}
+    for resource, need, part in zip(evidence.resources, evidence.footprints.of(position), evidence.usage, strict=True):
+        if not need and resource != RAM:
+            continue
+        if part is None:
+            return None
+        if (over := part.other_bytes + need - math.floor(limit * part.total_bytes)) > 0:
+            lacking[resource] = over
+    return lacking
 
 
 def forecast_fits(evidence: Evidence, position: int) -> Verdict:

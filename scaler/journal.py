@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from scaler.errors import ScalerError
 from scaler.events import (
+    Advised,
     AnswerHandedOver,
     BudgetLowered,
     BudgetRestored,
@@ -145,6 +146,7 @@ KINDS = {
     Drained: "drained",
     AnswerHandedOver: "handed_over",
     TurnNotRemembered: "not_remembered",
+    Advised: "advised",
     PersonTold: "told",
 }
 

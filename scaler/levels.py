@@ -40,6 +40,19 @@ class Level:
     standby: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """What another setting of a level would save: bytes of each resource that it would take less.
+
+    ``setting`` as the configuration calls it, ``value`` in place of ``instead_of``.
+    """
+
+    setting: str
+    value: str
+    instead_of: str
+    saved: Mapping[str, int]
+
+
 class Ladder(Sequence[Level]):
     """The levels in order, smallest first; never empty.
 

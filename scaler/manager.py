@@ -19,13 +19,15 @@ from types import TracebackType
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
+from scaler.advice import Advice
+from scaler.advising import Adviser, Telling
 from scaler.answering import Chunk, collect
 from scaler.assembly import assemble
 from scaler.conversations import conversations
 from scaler.conversations.protocol import Message, Said
 from scaler.descriptions import Description
 from scaler.errors import ConversationError
-from scaler.events import PersonTold, TurnNotRemembered
+from scaler.events import TurnNotRemembered
 from scaler.handoff import says_something
 from scaler.journal import Journal
 from scaler.levels import RAM
@@ -37,6 +39,7 @@ from scaler.proactive import Event, ProactiveScaler
 from scaler.relaying import Relay
 from scaler.runtimes.gguf_description import describe
 from scaler.sensors import Sensor, default_sensors
+from scaler.sensors.programs import ProgramSurvey
 from scaler.switching import Switcher
 
 
@@ -129,7 +132,20 @@ class ModelManager:
             {name: level for name, (_, level) in parts.levels.items()},
             settings.queue.wait_s,
         )
+        self._adviser = Adviser(
+            self._proactive_scaler.room,
+            ProgramSurvey(lambda: self._switcher.pids()),
+            parts.levels,
+            parts.ladder,
+            lambda: (
+                monitor.latest is not None
+                and monitor.latest.memory is not None
+                and monitor.latest.memory.limited_by == "cgroup"
+            ),
+        )
+        self._telling = Telling(self.notices, self._adviser, self._proactive_scaler.note)
         self._effects.call(self._switcher.start())
+        self._effects.call(self._telling.start())
         for outbox in self._outboxes:
             self._effects.call(outbox.start())
         self._proactive_scaler.want(False)
@@ -327,15 +343,26 @@ class ModelManager:
         """Have ``taker`` told what a person should know; returns the way out.
 
         Downgrades and failures by default; upgrades are silent unless they were asked for. The same is told once
-        a minute at the most. It must not block; one that raises is logged, and the others are told all the same.
+        a minute at the most, on the effects' loop. It must not block; one that raises is logged, and the others are
+        told all the same.
         """
         return self.notices.subscribe(taker)
 
     def _on_event(self, event: Event) -> None:
         scaler = self._proactive_scaler
         notice = notice_of(event, scaler.ladder, scaler.policy.dwell_s)
-        if notice is not None and (told := self.notices.tell(notice)) is not None:
-            scaler.note(PersonTold(told.kind, told.level, told.text))
+        if notice is not None:
+            # Told elsewhere: to find a suggestion takes longer than the next reading may be held up.
+            self._telling.take(notice)
+
+    # ---------------------------------------------------------------- advice
+
+    async def advise(self) -> Advice:
+        """What would make room for a larger level: programs to close and settings to change, ranked by effect.
+
+        Looks at every process of this machine and touches none. Raises ScalerError when that takes too long.
+        """
+        return await self._effects.run(self._adviser.advise())
 
     # ---------------------------------------------------------------- the end
 
@@ -345,6 +372,7 @@ class ModelManager:
             return
         self._proactive_scaler.stop_continuous_monitoring()
         self._effects.call(self._switcher.close())
+        self._effects.call(self._telling.close())
         self._effects.call(self._close_outboxes())
         self._effects.stop()
         self.conversations.close()

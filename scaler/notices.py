@@ -96,7 +96,7 @@ class Notices:
     def tell(self, notice: Notice) -> Notice | None:
         """Tell the takers, unless this kind is not wanted or the same was told within the minute; returns what was.
 
-        From one thread at a time, as the scaler hands out its events.
+        From one thread at a time.
         """
         if notice.kind == "upgrade" and not self._upgrades:
             return None

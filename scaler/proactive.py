@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from scaler.advice import Room, Standing
 from scaler.effective import Effective, effective
 from scaler.events import (
     BudgetLowered,
@@ -28,7 +29,7 @@ from scaler.events import (
     SwitchDone,
     SwitchFailed,
 )
-from scaler.guards import GUARDS, explain
+from scaler.guards import GUARDS, explain, shortfall
 from scaler.journal import Journal, JournalError, record_of
 from scaler.levels import OFF, Ladder
 from scaler.machine import Decision, LevelMachine, Outlook, Switch
@@ -238,6 +239,33 @@ class ProactiveScaler:
         ready = [outlook for outlook in higher if not outlook.lacking]
         best = (ready[0] if position < 0 else ready[-1]) if ready else None
         return UpgradeAdvice(best is not None, best.level if best else None, tuple(higher))
+
+    def room(self) -> Room:
+        """What each level above the present one lacks, and what everyone else uses; consistent in itself."""
+        with self._lock:
+            machine, evidence = self._machine, self._machine.evidence
+            outlooks = {outlook.level: outlook for outlook in machine.outlooks()}
+            standings = []
+            for position in range(evidence.state + 1, len(self.ladder)):
+                name = self.ladder[position].name
+                takes = evidence.footprints.of(position)
+                below = evidence.footprints.of(position - 1) if position else [0] * len(takes)
+                permitted = GUARDS["allowed"].test(evidence, position)
+                standings.append(
+                    Standing(
+                        name,
+                        shortfall(evidence, position),
+                        {r: a - b for r, a, b in zip(evidence.resources, takes, below, strict=True)},
+                        None if permitted.holds else explain(evidence, position, permitted),
+                        outlooks[name].lacking,
+                    )
+                )
+            other = {
+                resource: part.other_bytes
+                for resource, part in zip(evidence.resources, evidence.usage, strict=True)
+                if part is not None
+            }
+            return Room(machine.state, tuple(standings), other)
 
     def status(self) -> Status:
         """A snapshot; consistent in itself."""

@@ -7,6 +7,7 @@ that every decision makes anew are not frozen all the same, because that took a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from scaler.levels import RAM, gpu_resource
@@ -127,3 +128,24 @@ def _split(total: int, used: int, own: int) -> Usage | None:
         return None
     own = min(own, used)
     return Usage(total, own, used - own)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A running program as a person thinks of it: all its processes together, of which ``pid`` came first.
+
+    ``held`` is what would come back if it were closed, in bytes of each resource of which it holds any.
+    """
+
+    name: str
+    pid: int
+    processes: int
+    held: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Who holds memory: the programs that a person could close. ``unread`` says in sentences what was not seen."""
+
+    programs: tuple[Program, ...] = ()
+    unread: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from scaler.advice import Advice
 from scaler.proactive import Preflight, ResourceTrend, Status
 
 
@@ -20,3 +21,8 @@ def status_report(status: Status, trends: Mapping[str, ResourceTrend]) -> dict[s
 def preflight_report(preflight: Preflight) -> dict[str, Any]:
     """The pre-flight check."""
     return asdict(preflight)
+
+
+def advice_report(advice: Advice) -> dict[str, Any]:
+    """What would make room for a larger level; sizes in bytes."""
+    return asdict(advice)

@@ -50,6 +50,8 @@ class LevelSettings(Section):
     """Keep it loaded beside the larger levels: stepping down to it costs no loading then, and they take more memory."""
     context_tokens: Annotated[int, Field(ge=256)] = 4096
     """The context window of one request, in tokens."""
+    kv_cache: Literal["f16", "q8_0", "q4_0"] = "f16"
+    """How the key-value cache holds its figures: q8_0 takes about half of the memory of f16, q4_0 about a quarter."""
     parallel: Annotated[int, Field(ge=1, le=64)] = 2
     """How many requests are answered at the same time; each has its own context window."""
     threads: Annotated[int, Field(ge=1)] | None = None

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "scaler"
 PURE = {
     "levels", "policy", "readings", "footprints", "trends", "evidence", "guards", "machine", "events", "performance",
-    "caution", "needles", "peaks", "effective", "handoff",
+    "caution", "needles", "peaks", "effective", "handoff", "advice",
 }  # fmt: skip
 SERVING = {
     "answering", "descriptions", "errors", "events", "handoff", "journal", "manager", "monitor", "notices", "proactive",
@@ -80,3 +80,16 @@ def test_importing_scaler_brings_no_web_llama_or_gpu_library() -> None:
     assert not {"aiohttp", "orjson", "xllamacpp", "gguf", "numpy", "pynvml", "rich"} & {
         name.split(".")[0] for name in modules
     }
+
+
+def test_nothing_ends_or_signals_a_process_but_its_own_children() -> None:
+    """It suggests to a person which programs to close, and never closes one."""
+    ways = {"kill", "killpg", "terminate", "send_signal", "suspend", "pidfd_send_signal", "TerminateProcess"}
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ways
+    }
+    # This one holds the very process that it started, and no pid.
+    assert found == {"runtimes/embedded_process.py"}

@@ -33,6 +33,7 @@ MODULES = (
     "status",
     "check",
     "explain",
+    "advise",
     "pin",
     "history",
     "record",

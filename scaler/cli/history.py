@@ -126,6 +126,12 @@ def _words(event: Mapping[str, Any]) -> str:
         case "not_remembered":
             who = event["conversation_id"]
             return f"an answer of {event['level']} in conversation {who} was not remembered: {event['reason']}"
+        case "advised":
+            suggestions = event["suggestions"]
+            if not suggestions:
+                return f"nothing to suggest: {event['reason']}"
+            others = f" (and {len(suggestions) - 1} more)" if len(suggestions) > 1 else ""
+            return f"suggested: {suggestions[0]['text']}{others}"
         case "told":
             return f"told: {event['text']}"
         case "standby_lost":

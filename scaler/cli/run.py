@@ -19,7 +19,7 @@ from scaler.cli.daemon import address
 from scaler.cli.record import keep
 from scaler.cli.words import duration, gib
 from scaler.errors import ConfigError, MissingExtra, ScalerError
-from scaler.events import DecisionMade, ModelDied, PinChanged, SwitchDone, SwitchFailed
+from scaler.events import Advised, DecisionMade, ModelDied, PinChanged, SwitchDone, SwitchFailed
 from scaler.monitor import SensorLost, SensorRecovered
 from scaler.proactive import Event
 from scaler.recordings import Recorder
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 HINTS = (
     ("chat", "talk to it"),
     ("explain", "why this level, and what the larger ones lack"),
+    ("advise", "what would make room for a larger level"),
     ("status", "how the machine stands"),
 )
 """What to try next, and what it is for."""
@@ -142,6 +143,8 @@ def _say(event: Event) -> None:
     if isinstance(event, DecisionMade):
         decision = event.switch.decision
         text = f"{decision.source} → {decision.dest}: {decision.reason}"
+    elif isinstance(event, Advised):
+        text = event.suggestions[0].text if event.suggestions else None
     elif isinstance(event, SwitchDone):
         loading = "" if event.load_s is None else f", {event.load_s:.2f} s of it loading"
         text = f"{event.level} serves now" if event.level != "off" else "nothing is loaded now"

@@ -13,11 +13,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from scaler.errors import LevelUnavailable, MissingExtra, RequestRejected
-from scaler.levels import GIB, RAM, gpu_resource
+from scaler.levels import GIB, RAM, Saving, gpu_resource
 from scaler.runtimes.embedded_process import EmbeddedProcess
 from scaler.runtimes.embedded_server import SPARE_THREADS
 from scaler.runtimes.event_stream import EventStream
-from scaler.runtimes.gguf_size import serving_bytes, weights_bytes
+from scaler.runtimes.gguf_size import CACHE_BLOCK, Shape, serving_bytes, shape_of, weights_bytes
 from scaler.settings import LevelSettings
 
 if TYPE_CHECKING:
@@ -31,6 +31,17 @@ GONE_S = 1.0
 """How long after a broken connection the end of its process is waited for, in order to tell the cause."""
 
 
+LEAST_CONTEXT_TOKENS = 1024
+"""A shorter context than this is not proposed: hardly a conversation fits in it."""
+
+
+def _of_use(saving: Saving, shape: Shape) -> bool:
+    """Whether llama.cpp could do with such a setting, and a person too."""
+    if saving.setting == "kv_cache":
+        return shape.head % CACHE_BLOCK == 0
+    return int(saving.value) >= LEAST_CONTEXT_TOKENS
+
+
 class EmbeddedRuntime:
     """Loads GGUF files with xllamacpp, on one event loop, whose thread must outlive what it loads."""
 
@@ -42,9 +53,31 @@ class EmbeddedRuntime:
         if settings.ram_gib is not None:
             ram = int(settings.ram_gib * GIB)
         else:
-            ram = serving_bytes(settings.name, settings.model, settings.context_tokens, settings.parallel)
+            ram = serving_bytes(
+                settings.name, settings.model, settings.context_tokens, settings.parallel, settings.kv_cache
+            )
         vram = int(settings.vram_gib * GIB)
         return {RAM: ram, gpu_resource(settings.gpu): vram} if vram else {RAM: ram}
+
+    def savings(self, settings: LevelSettings) -> Sequence[Saving]:
+        """Of RAM, by the cache that the file's shape makes necessary; raises LevelUnavailable."""
+        # What is declared by hand stays as declared whatever the settings, and on a GPU it always is.
+        if settings.ram_gib is not None or settings.gpu_layers:
+            return ()
+        shape, slots = shape_of(settings.name, settings.model), settings.parallel
+        tokens, kv_cache = settings.context_tokens, settings.kv_cache
+        now = shape.cache_bytes(tokens * slots, kv_cache)
+
+        def quantised(name: str) -> Saving:
+            return Saving("kv_cache", name, kv_cache, {RAM: now - shape.cache_bytes(tokens * slots, name)})
+
+        def shortened(part: int) -> Saving:
+            shorter = tokens // part
+            saved = {RAM: now - shape.cache_bytes(shorter * slots, kv_cache)}
+            return Saving("context_tokens", str(shorter), str(tokens), saved)
+
+        every = [quantised("q8_0"), shortened(2), quantised("q4_0"), shortened(4)]
+        return [saving for saving in every if saving.saved[RAM] > 0 and _of_use(saving, shape)]
 
     def pids(self) -> Collection[int]:
         """The children that are loaded or loading."""

@@ -162,6 +162,7 @@ def _order(settings: LevelSettings, host: str) -> dict[str, object]:
         "host": host,
         "port": settings.port or 0,
         "context_tokens": settings.context_tokens,
+        "kv_cache": settings.kv_cache,
         "parallel": settings.parallel,
         "threads": settings.threads or max(1, (os.cpu_count() or 2) // 2),
         "gpu_layers": settings.gpu_layers,

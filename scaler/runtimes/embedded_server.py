@@ -70,6 +70,10 @@ def parameters(xllamacpp: Any, wanted: dict[str, Any]) -> Any:
     params.n_parallel = wanted["parallel"]
     params.n_threads_http = wanted["parallel"] + SPARE_THREADS
     params.n_ctx = wanted["context_tokens"] * wanted["parallel"]
+    if wanted["kv_cache"] != "f16":
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type[f"GGML_TYPE_{wanted['kv_cache'].upper()}"].value
+        # Values can only be read in a quantised form by flash attention; left to itself, llama.cpp may go without.
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = wanted["threads"]
     params.n_gpu_layers = wanted["gpu_layers"]
     params.main_gpu = wanted["gpu"]

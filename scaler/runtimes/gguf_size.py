@@ -13,6 +13,7 @@ import mmap
 import re
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,13 @@ OVERHEAD_BYTES = 32 * 1024**2
 """What the process takes besides weights, cache and buffers."""
 BATCH_TOKENS = 512
 """How many tokens llama.cpp computes at once by default (n_ubatch)."""
+CACHE_BLOCK = 32
+"""So many figures of a quantised key-value cache stand in one block; a row of a head must be whole blocks."""
+CACHE_BLOCK_BYTES = {"f16": 64, "q8_0": 34, "q4_0": 18}
+"""Bytes of a block: one figure after the other, or one scale of 16 bits and 8 or 4 bits a figure.
+
+Source: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h, block_q8_0 and block_q4_0.
+"""
 PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
 """How the first file of a model in several parts is called; llama.cpp loads the others by itself."""
 
@@ -56,27 +64,48 @@ def parts(path: Path) -> list[Path]:
     return [path.with_name(f"{match[1]}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1)]
 
 
-def serving_bytes(name: str, path: Path, context_tokens: int, parallel: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What decides how much memory serving takes besides the weights: rows of figures, by the file's metadata."""
+
+    cached: int
+    """How many figures the key-value cache holds for one token."""
+    head: int
+    """How many of them are one key or value of one head; the largest number that divides both."""
+    columns: int
+    """How many floats the buffers hold for one token of a batch."""
+
+    def cache_bytes(self, tokens: int, kv_cache: str) -> int:
+        """Bytes of a key-value cache for so many tokens; ``kv_cache`` as a level's settings have it."""
+        return self.cached * tokens * CACHE_BLOCK_BYTES[kv_cache] // CACHE_BLOCK
+
+
+def serving_bytes(name: str, path: Path, context_tokens: int, parallel: int, kv_cache: str = "f16") -> int:
     """Bytes of RAM for weights, the key-value cache of every slot, buffers and the process itself.
 
     Beside what models of 20, 143 and 625 MB held privately after prompts of 600 tokens in every slot, with 4,096 to
-    32,768 tokens of cache, it was 14 to 18 MiB too high and never too low. It is much too high for a model that keeps
-    less than the whole context in some layers.
+    32,768 tokens of cache, it was 14 to 21 MiB too high and never too low, however the cache holds its figures. It is
+    much too high for a model that keeps less than the whole context in some layers.
     Raises LevelUnavailable when the file is missing or is no GGUF.
-    Source: the cache holds a key and a value of 16 bits for each layer, token and key-value head; the buffers hold
-    a batch of floats: about eight rows as wide as the embedding, one of the feed-forward layer, one of the logits.
+    Source: the cache holds a key and a value for each layer, token and key-value head; the buffers hold a batch of
+    floats: about eight rows as wide as the embedding, one of the feed-forward layer, one of the logits.
     """
-    weights = weights_bytes(name, path)
+    weights, shape = weights_bytes(name, path), shape_of(name, path)
+    cache = shape.cache_bytes(context_tokens * parallel, kv_cache)
+    return weights + cache + 4 * BATCH_TOKENS * shape.columns + OVERHEAD_BYTES
+
+
+def shape_of(name: str, path: Path) -> Shape:
+    """The shape that a model's metadata tells; raises LevelUnavailable when the file cannot be read or is no GGUF."""
     try:
-        besides = _cache_and_buffers(read_metadata(path), context_tokens * parallel)
+        return _shape(read_metadata(path))
     except OSError as error:
         raise LevelUnavailable(f"{name}: {path}: {error.strerror or error}; correct the level's model") from error
     except ValueError as error:
         raise LevelUnavailable(f"{name}: {path}: not a whole GGUF file ({error}); download it again") from error
-    return weights + besides + OVERHEAD_BYTES
 
 
-def _cache_and_buffers(metadata: Mapping[str, Any], tokens: int) -> int:
+def _shape(metadata: Mapping[str, Any]) -> Shape:
     architecture = metadata.get("general.architecture")
 
     def number(key: str) -> int:
@@ -90,12 +119,11 @@ def _cache_and_buffers(metadata: Mapping[str, Any], tokens: int) -> int:
     width, heads = number(f"{architecture}.embedding_length"), number(f"{architecture}.attention.head_count")
     key_value_heads = number(f"{architecture}.attention.head_count_kv") or heads
     head_width = width // heads if heads else 0
-    row = (number(f"{architecture}.attention.key_length") or head_width) + (
-        number(f"{architecture}.attention.value_length") or head_width
-    )
-    cache = 2 * number(f"{architecture}.block_count") * key_value_heads * row * tokens
+    key = number(f"{architecture}.attention.key_length") or head_width
+    value = number(f"{architecture}.attention.value_length") or head_width
+    cached = number(f"{architecture}.block_count") * key_value_heads * (key + value)
     columns = 8 * width + number(f"{architecture}.feed_forward_length") + number("tokenizer.ggml.tokens")
-    return cache + 4 * BATCH_TOKENS * columns
+    return Shape(cached, math.gcd(key, value), columns)
 
 
 def read_metadata(path: Path) -> Mapping[str, Any]:

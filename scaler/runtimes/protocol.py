@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+from scaler.levels import Saving
 from scaler.settings import LevelSettings
 
 
@@ -50,6 +51,12 @@ class Runtime(Protocol):
 
     def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
         """Estimate what serving the level will take, in bytes a resource; raises LevelUnavailable."""
+
+    def savings(self, settings: LevelSettings) -> Sequence[Saving]:
+        """What other settings would save of the level's estimated footprint, the mildest change first.
+
+        Empty where the footprint does not follow from the settings. Raises LevelUnavailable. May take a second.
+        """
 
     def pids(self) -> Collection[int]:
         """The processes of everything that is loaded or being loaded; from any thread."""

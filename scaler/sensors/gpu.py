@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import Any
 
 from scaler.errors import SensorFailed
+from scaler.levels import gpu_resource
 from scaler.readings import Gpu
 from scaler.sensors.processes import ProcessTree
 
@@ -101,18 +102,48 @@ def _temperature(nvml: Any, handle: object) -> float | None:
 def _own_bytes(nvml: Any, handle: object, own: Collection[int]) -> int | None:
     if not own:
         return 0
+    held = _held(nvml, handle)
+    if held is None:
+        return None
+    sizes = [size for (pid, _), size in held.items() if pid in own]
+    return None if None in sizes else sum(sizes)
+
+
+def _held(nvml: Any, handle: object) -> dict[tuple[int, int], Any] | None:
+    """What each process holds, by its pid and MIG instance: bytes, or None where the driver keeps it to itself.
+
+    None altogether where this GPU has no list of its processes.
+    """
     queries = ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetGraphicsRunningProcesses_v3")
     lists = [listed for query in queries if (listed := _if_supported(nvml, query, handle)) is not None]
     if not lists:
         return None
     # A process that computes and draws is in both lists with all of its memory, and once a MIG instance in each.
-    held = {
-        (process.pid, process.gpuInstanceId): process.usedGpuMemory
-        for listed in lists
-        for process in listed
-        if process.pid in own
-    }
-    return None if None in held.values() else sum(held.values())
+    return {(process.pid, process.gpuInstanceId): process.usedGpuMemory for listed in lists for process in listed}
+
+
+def held_by_processes() -> dict[str, dict[int, int]]:
+    """The bytes of each GPU's memory that each process holds, by resource and pid, as far as the driver tells.
+
+    Empty on a machine without NVML. Raises SensorFailed. Starts and ends a session of its own, which NVML counts.
+    """
+    nvml = importlib.import_module("pynvml")
+    try:
+        nvml.nvmlInit()
+        try:
+            held: dict[str, dict[int, int]] = {}
+            for index in range(nvml.nvmlDeviceGetCount()):
+                sizes = held.setdefault(gpu_resource(index), {})
+                for (pid, _), size in (_held(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) or {}).items():
+                    if size is not None:
+                        sizes[pid] = sizes.get(pid, 0) + size
+            return held
+        finally:
+            nvml.nvmlShutdown()
+    except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded):
+        return {}
+    except nvml.NVMLError as error:
+        raise SensorFailed(f"NVML: {error}; see 'nvidia-smi' and the kernel's log") from error
 
 
 def _if_supported(nvml: Any, query: str, *arguments: object) -> Any:

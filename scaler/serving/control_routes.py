@@ -7,9 +7,9 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from scaler.errors import PinRefused
+from scaler.errors import PinRefused, ScalerError
 from scaler.manager import ModelManager
-from scaler.report import preflight_report, status_report
+from scaler.report import advice_report, preflight_report, status_report
 from scaler.serving.errors import error_body
 
 
@@ -25,6 +25,7 @@ class Control:
             web.get("/healthz", self.health),
             web.get("/status", self.status),
             web.get("/check", self.check),
+            web.get("/advice", self.advice),
             web.put("/pin", self.pin),
             web.delete("/pin", self.unpin),
         ]
@@ -46,6 +47,13 @@ class Control:
     async def check(self, _: web.Request) -> web.Response:
         """A pre-flight check."""
         return web.json_response(preflight_report(self._manager.scaler.check_preflight_resources()))
+
+    async def advice(self, _: web.Request) -> web.Response:
+        """What would make room for a larger level."""
+        try:
+            return web.json_response(advice_report(await self._manager.advise()))
+        except (ScalerError, OSError) as error:
+            return web.json_response(error_body(str(error)), status=HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def pin(self, request: web.Request) -> web.Response:
         """Pin ``{"level": NAME}``."""

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from scaler.events import DecisionMade, Hurried, ModelDied, PinChanged, ScalerEvent, SwitchDone, SwitchFailed
+from scaler.advice import Suggestion
+from scaler.events import Advised, DecisionMade, Hurried, ModelDied, PinChanged, ScalerEvent, SwitchDone, SwitchFailed
 from scaler.journal import Journal, record_of
 from scaler.levels import GIB, RAM, Ladder, Level
 from scaler.machine import LevelMachine, Switch
 from scaler.policy import Policy
-from scaler.readings import Memory, Reading
+from scaler.readings import Memory, Program, Reading
 from tests.cli.conftest import SCALER, Run
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -109,6 +110,22 @@ def test_it_tells_each_event_in_one_line_with_time_reason_and_outcome(scaler: Ru
     assert lines[3].endswith("  small died: killed by signal 9")
     assert "small → off: the model of small died [not finished]" in lines[4]
     assert [line[21:] for line in lines[5:]] == ["pinned to small", "unpinned"]
+
+
+def test_what_was_suggested_is_told_with_how_much_more_there_was(scaler: Run, path: Path) -> None:
+    """Or why there was nothing; every figure is in the JSON."""
+    story = Story(path)
+    game = Program("game", 7, 2, {RAM: 3 * GIB})
+    best = Suggestion("closing game, 3.0 GiB, would make room for large", "large", game.held, (game,))
+    story.tell(Advised("small", {"large": {RAM: GIB}}, (best, best, best), None))
+    story.tell(Advised("small", {"large": {RAM: GIB}}, (), "no program holds enough"))
+    story.journal.close()
+    assert [line[21:] for line in scaler("history").stdout.splitlines()] == [
+        "suggested: closing game, 3.0 GiB, would make room for large (and 2 more)",
+        "nothing to suggest: no program holds enough",
+    ]
+    record = json.loads(scaler("history", "--json").stdout.splitlines()[0])
+    assert record["suggestions"][0]["programs"][0] == {"name": "game", "pid": 7, "processes": 2, "held": {RAM: 3 * GIB}}
 
 
 def test_times_are_those_of_the_persons_clock(scaler: Run, day: Story) -> None:

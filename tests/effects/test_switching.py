@@ -13,7 +13,7 @@ import pytest
 from scaler.answering import collect
 from scaler.errors import LevelUnavailable, QueueFull, RequestTimedOut
 from scaler.events import Drained, ScalerEvent
-from scaler.levels import GIB, RAM, Ladder, Level
+from scaler.levels import GIB, RAM, Ladder, Level, Saving
 from scaler.machine import Decision, Switch
 from scaler.monitor import ResourceMonitor
 from scaler.policy import Policy
@@ -88,6 +88,9 @@ class Runtime:
 
     def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
         return {"ram": 1}
+
+    def savings(self, settings: LevelSettings) -> Sequence[Saving]:
+        return ()
 
     def require(self) -> None: ...
 

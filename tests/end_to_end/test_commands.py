@@ -108,7 +108,7 @@ def test_it_leaves_no_process_when_it_is_told_to_end_and_when_it_is_killed(confi
 
 def test_commands_say_it_when_no_daemon_answers() -> None:
     """One message, an exit code of its own, and what to do."""
-    for command in (["status"], ["explain"], ["check"], ["chat", "hello"], ["pin", "small"]):
+    for command in (["status"], ["explain"], ["advise"], ["check"], ["chat", "hello"], ["pin", "small"]):
         done = subprocess.run(
             [*SCALER, command[0], "--url", "http://127.0.0.1:9", *command[1:]], capture_output=True, text=True
         )

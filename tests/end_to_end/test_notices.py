@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,9 +16,12 @@ from typing import Any
 
 import pytest
 
+from scaler.demo.hog import Hog
+from scaler.events import Advised, DecisionMade, PersonTold
 from scaler.loop_thread import LoopThread
 from scaler.notices import Notice
-from tests.end_to_end.conftest import PATIENCE_S
+from scaler.serving.app import Endpoint
+from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine
 from tests.end_to_end.test_ladder import settles_at
 
 Running = Callable[..., Any]
@@ -58,6 +64,41 @@ def test_a_webhook_is_told_of_a_step_down_also_when_scaler_ends_at_once(running:
     assert [notice["text"] for notice in came] == [notice.text for notice in told]
     assert [notice["kind"] for notice in came][-1] == "downgrade"
     assert "upgrade" in [notice["kind"] for notice in came]
+
+
+def test_a_downgrades_notice_names_the_program_whose_end_would_make_room(running: Running, machine: Machine) -> None:
+    """A real program that holds as much as large lacks; and whoever asks later is told the same."""
+    told: list[Notice] = []
+    with running() as (manager, watch), Hog(900 * MIB) as hog:
+        manager.on_notice(told.append)
+        manager.scaler.want(True)
+        settles_at(manager, watch, "large")
+        hog.hold(900 * MIB)
+        machine.other_bytes = 2900 * MIB
+        watch.until(lambda: any(isinstance(event, PersonTold) for event in watch.events), "a notice")
+        settles_at(manager, watch, "medium")
+        endpoint = Endpoint(manager, "127.0.0.1", 0)
+        endpoint.start()
+        with urllib.request.urlopen(f"{endpoint.url}/advice", timeout=PATIENCE_S) as answer:
+            later = json.load(answer)
+        done = subprocess.run(
+            [sys.executable, "-m", "scaler", "advise", "--url", endpoint.url], capture_output=True, text=True
+        )
+        endpoint.stop()
+        (advised,) = [event for event in watch.events if isinstance(event, Advised)]
+        by_pid = {one.programs[0].pid: one for one in advised.suggestions if len(one.programs) == 1}
+        mine = by_pid[hog._process.pid]
+        assert (mine.level, mine.programs[0].name) == ("large", "scaler.demo.hog")
+        assert 900 * MIB * 0.97 <= mine.freed["ram"] <= 900 * MIB * 1.05
+        # Another program of this machine may hold enough as well; the best is at the end of the notice in any case.
+        assert told[0].text.endswith(f" s; {advised.suggestions[0].text}")
+        assert hog._process.pid in {one["programs"][0]["pid"] for one in later["suggestions"] if one["programs"]}
+        assert done.returncode == 0
+        assert done.stdout.startswith("medium is the level now\n  large lacks 0.")
+        assert "closing scaler.demo.hog" in done.stdout
+        order = [type(event) for event in watch.events if isinstance(event, DecisionMade | Advised | PersonTold)]
+        assert order[-3:] == [DecisionMade, Advised, PersonTold]
+        assert hog._process.poll() is None
 
 
 def test_a_desktop_is_told_of_a_step_down(

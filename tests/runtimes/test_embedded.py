@@ -27,6 +27,7 @@ from scaler.loop_thread import LoopThread
 from scaler.runtimes import embedded, embedded_process
 from scaler.runtimes.embedded import EmbeddedModel, EmbeddedRuntime
 from scaler.settings import LevelSettings
+from tests.runtimes.test_gguf_size import a_file
 
 MIB = 1024**2
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Who are you?"}]}
@@ -154,21 +155,81 @@ def test_progress_grows_to_one(settings: Callable[..., LevelSettings]) -> None:
     asyncio.run(body())
 
 
-@pytest.mark.parametrize(("name", "words", "above_mib"), [("small", 600, 25), ("medium", 600, 25), ("large", 10, 55)])
+@pytest.mark.parametrize(
+    ("name", "words", "above_mib", "kv_cache"),
+    [
+        ("small", 600, 25, "f16"),
+        ("medium", 600, 25, "f16"),
+        ("medium", 600, 25, "q8_0"),
+        ("medium", 600, 25, "q4_0"),
+        ("large", 10, 55, "f16"),
+    ],
+)
 def test_the_estimate_is_near_what_is_taken_and_not_below(
-    settings: Callable[..., LevelSettings], name: str, words: int, above_mib: int
+    settings: Callable[..., LevelSettings], name: str, words: int, above_mib: int, kv_cache: str
 ) -> None:
     """What a level is thought to take before it was ever loaded. A short prompt uses only part of the buffers."""
 
     async def body() -> None:
-        async with loaded(settings(name)) as (runtime, model):
+        wanted = settings(name, kv_cache=kv_cache)
+        async with loaded(wanted) as (runtime, model):
             await text_of(model, {"messages": [{"role": "user", "content": "x" * words}]})
             (pid,) = runtime.pids()
             memory = psutil.Process(pid).memory_info()
-            taken, estimate = memory.rss - memory.shared, runtime.footprint(settings(name))["ram"]
+            taken, estimate = memory.rss - memory.shared, runtime.footprint(wanted)["ram"]
             assert taken <= estimate <= taken + above_mib * MIB, f"{taken / MIB:.0f} of {estimate / MIB:.0f} MiB"
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("kv_cache", ["q8_0", "q4_0"])
+def test_a_level_with_a_quantised_cache_answers_and_remembers(
+    settings: Callable[..., LevelSettings], kv_cache: str
+) -> None:
+    """The same words as with the full cache, of both slots at once, and from where a shared beginning ends."""
+
+    async def body() -> None:
+        async with loaded(settings(kv_cache=kv_cache)) as (_, model):
+            begun = {"role": "assistant", "content": "The small model"}
+            whole, again = await asyncio.gather(text_of(model, ASK), text_of(model, ASK))
+            rest = await text_of(model, {"messages": [*ASK["messages"], begun], "temperature": 0})
+            assert whole == again
+            assert "I am made of random weights" in whole
+            assert whole.strip() == f"The small model{rest}"
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("kv_cache", ["f16", "q8_0", "q4_0"])
+def test_what_other_settings_would_save_is_what_the_level_would_take_less(
+    settings: Callable[..., LevelSettings], kv_cache: str
+) -> None:
+    """By the same estimate as the footprint; and only settings that save anything are named."""
+    runtime, now = EmbeddedRuntime(), settings("medium", context_tokens=4096, kv_cache=kv_cache)
+    savings = runtime.savings(now)
+    named = {(saving.setting, saving.value) for saving in savings}
+    milder = {"f16": {"q8_0", "q4_0"}, "q8_0": {"q4_0"}, "q4_0": set()}[kv_cache]
+    shorter = {("context_tokens", "2048"), ("context_tokens", "1024")}
+    assert named == shorter | {("kv_cache", value) for value in milder}
+    for saving in savings:
+        assert saving.instead_of == str(getattr(now, saving.setting))
+        changed = LevelSettings(**{**now.model_dump(), saving.setting: saving.value})
+        less = runtime.footprint(now)["ram"] - runtime.footprint(changed)["ram"]
+        assert saving.saved == {"ram": less}
+        assert less > 0
+
+
+def test_settings_that_are_of_no_use_are_not_proposed(settings: Callable[..., LevelSettings], tmp_path: Path) -> None:
+    """A context too short to talk in, a cache that llama.cpp would refuse, and what is declared by hand."""
+    runtime = EmbeddedRuntime()
+    assert {saving.setting for saving in runtime.savings(settings(context_tokens=1500))} == {"kv_cache"}
+    for changes in ({"ram_gib": 0.5}, {"gpu_layers": 99}):
+        assert list(runtime.savings(settings(**changes))) == []
+    narrow = a_file(tmp_path / "narrow.gguf", 10, head_count=256)
+    heads_of_16 = settings().model_copy(update={"model": narrow})
+    assert {saving.setting for saving in runtime.savings(heads_of_16)} == {"context_tokens"}
+    with pytest.raises(LevelUnavailable, match=r"small: .*gone\.gguf"):
+        runtime.savings(settings().model_copy(update={"model": tmp_path / "gone.gguf"}))
 
 
 def test_a_declared_footprint_is_taken_at_its_word(settings: Callable[..., LevelSettings]) -> None:

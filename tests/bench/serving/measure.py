@@ -46,8 +46,7 @@ class Party:
 
     def _cpu_s(self) -> float:
         times = [one.cpu_times() for one in (self.process, *self.process.children(recursive=True))]
-        spent: float = sum(time.user + time.system for time in times)
-        return spent
+        return sum(float(time.user) + float(time.system) for time in times)
 
     def first_ms(self, kind: str, share: float = 0.5) -> list[float]:
         """Milliseconds to the first word that ``share`` of the answers kept to, a figure a round."""
@@ -59,7 +58,8 @@ class Party:
 
     def cpu_ms(self, kind: str) -> float:
         """Processor time of an answer, in milliseconds."""
-        return 1000 * statistics.median(run["cpu_s"] for run in self.runs[kind])
+        spent_s: list[float] = [run["cpu_s"] for run in self.runs[kind]]
+        return 1000 * statistics.median(spent_s)
 
     def broken(self) -> int:
         """How many answers were not whole."""
