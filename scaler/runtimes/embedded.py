@@ -26,6 +26,8 @@ EVENT_LIMIT_BYTES = 16 * 1024**2
 """The longest server-sent event that is read: a tool call with a long argument is one event."""
 HEALTH_S = 5.0
 """A server that has not said within this that it is well is not."""
+REQUEST_AT_FAULT = ("Failed to parse", "Unknown reasoning format", "image input is not", "audio input is not")
+"""How llama.cpp begins to say what is wrong with a request where it sends 500 all the same."""
 GONE_S = 1.0
 """How long after a broken connection the end of its process is waited for, in order to tell the cause."""
 
@@ -157,6 +159,9 @@ class EmbeddedModel:
                             if data == b"[DONE]":
                                 return
                             chunk = orjson.loads(data)
+                            if chunk is None:
+                                # The completion of several prompts begins with it.
+                                continue
                             if "error" in chunk:
                                 raise self._refused(chunk["error"].get("code", 500), chunk)
                             yield chunk
@@ -199,6 +204,9 @@ class EmbeddedModel:
             body, message = None, f"HTTP {status}"
         if 400 <= status < 500:
             return RequestRejected(message, status, body)
+        if message.startswith(REQUEST_AT_FAULT):
+            # Said of the request, so that no other level is tried for it and none is held to have failed.
+            return RequestRejected(message)
         return LevelUnavailable(f"{self._where}: the model refused to answer: {message}")
 
     async def _broken(self, what: str, error: Exception | None) -> LevelUnavailable:

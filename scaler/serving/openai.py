@@ -6,8 +6,9 @@ The model is ``auto``: whatever level serves; those who insist name a level. Whi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
+from itertools import accumulate
+from types import UnionType
 from typing import Any
 
 import orjson
@@ -21,6 +22,24 @@ from scaler.serving.errors import body_of
 
 NO_LIMIT = -1
 """As a token limit it means none to llama.cpp and LM Studio, and so to programs that were written for them."""
+
+GRAMMAR_DEPTH = 100
+"""llama.cpp dies of a grammar whose brackets are nested without end (10,000 deep); people's are a few deep."""
+
+_KINDS: Mapping[str, tuple[type | UnionType, str]] = {
+    "stream": (bool, "true or false"),
+    "stream_options": (dict, "an object"),
+    "chat_template_kwargs": (dict, "an object"),
+    "n": (int, "a whole number from 1"),
+    "stop": (str | list, "a text or a list of texts"),
+    "tools": (list, "a list of objects"),
+    "tool_choice": (str | dict, "a text or an object"),
+    "response_format": (dict, "an object"),
+    "logit_bias": (dict | list, "an object or a list"),
+    "parallel_tool_calls": (bool, "true or false"),
+    "grammar": (str, "a text"),
+}
+"""What these must be if they are set. The rest llama.cpp checks; a wrong one of these it would not notice."""
 
 
 class OpenAI:
@@ -112,9 +131,12 @@ def _named(data: dict[str, Any], level: str) -> dict[str, Any]:
 def checked(raw: bytes) -> dict[str, Any]:
     """A request's body, or RequestRejected with what is wrong with it. What only a runtime can judge, it judges."""
     try:
-        body = json.loads(raw)
-    except ValueError as error:
-        raise RequestRejected(f"the body is not JSON: {error}") from error
+        # It takes no NaN, no half of a surrogate pair and no nesting without end, which nothing behind it could take.
+        body = orjson.loads(raw)
+        # What is nested too deeply to be written again could not be passed on.
+        orjson.dumps(body)
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError) as error:
+        raise RequestRejected(f"the body is not JSON, or not such as can be passed on: {error}") from error
     if not isinstance(body, dict):
         raise RequestRejected("the body must be a JSON object")
     for name in LIMITS:
@@ -123,13 +145,18 @@ def checked(raw: bytes) -> dict[str, Any]:
             del body[name]
         elif value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise RequestRejected(f"{name!r} must be a whole number from 1")
-    if not isinstance(body.get("stream"), bool | None):
-        raise RequestRejected("'stream' must be true or false")
-    if not isinstance(body.get("stream_options") or {}, dict):
-        raise RequestRejected("'stream_options' must be an object")
-    if not isinstance(body.get("chat_template_kwargs") or {}, dict):
-        raise RequestRejected("'chat_template_kwargs' must be an object")
+    for name, (kind, words) in _KINDS.items():
+        value = body.get(name)
+        # To Python, true is a number as well.
+        if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+            raise RequestRejected(f"{name!r} must be {words}")
+    if _depth(body.get("grammar") or "") > GRAMMAR_DEPTH:
+        raise RequestRejected(f"'grammar' must not nest its brackets more than {GRAMMAR_DEPTH} deep")
     return body
+
+
+def _depth(grammar: str) -> int:
+    return max(accumulate((character == "(") - (character == ")") for character in grammar), default=0)
 
 
 def _check_messages(body: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from scaler.proactive import Event
 from scaler.readings import Memory
 from scaler.sensors import Sensor
 from scaler.sensors.processes import ProcessesSensor, process_tree
+from scaler.serving.app import Endpoint
 
 MIB = 1024**2
 TOTAL = 4096 * MIB
@@ -136,5 +137,22 @@ def running(machine: Machine, configure: Callable[..., Path]) -> Callable[..., A
     def start(**changes: Any) -> Iterator[tuple[ModelManager, Watch]]:
         with ModelManager(configure(**changes), sensors=machine.sensors) as manager:
             yield manager, Watch(manager)
+
+    return start
+
+
+@pytest.fixture
+def serving(running: Callable[..., Any]) -> Callable[..., Any]:
+    """Starts a manager with an endpoint on a free port."""
+
+    @contextmanager
+    def start(**changes: Any) -> Iterator[tuple[str, ModelManager, Watch]]:
+        with running(**changes) as (manager, watch):
+            endpoint = Endpoint(manager, "127.0.0.1", 0)
+            endpoint.start()
+            try:
+                yield endpoint.url, manager, watch
+            finally:
+                endpoint.stop()
 
     return start

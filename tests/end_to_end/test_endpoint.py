@@ -8,8 +8,7 @@ import signal
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -18,31 +17,13 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from scaler.demo.models import COUNTS_TO
 from scaler.errors import ConfigError, ScalerError
-from scaler.manager import ModelManager
 from scaler.serving.app import Endpoint
-from tests.end_to_end.conftest import MIB, Machine, Watch
+from tests.end_to_end.conftest import MIB, Machine
 from tests.end_to_end.test_ladder import COUNTED, settles_at
 
 Running = Callable[..., Any]
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Who are you?"}]
 ASK = {"messages": MESSAGES}
-
-
-@pytest.fixture
-def serving(running: Running) -> Callable[..., Any]:
-    """Starts a manager with an endpoint on a free port."""
-
-    @contextmanager
-    def start(**changes: Any) -> Iterator[tuple[str, ModelManager, Watch]]:
-        with running(**changes) as (manager, watch):
-            endpoint = Endpoint(manager, "127.0.0.1", 0)
-            endpoint.start()
-            try:
-                yield endpoint.url, manager, watch
-            finally:
-                endpoint.stop()
-
-    return start
 
 
 def client(url: str) -> openai.OpenAI:
