@@ -14,6 +14,7 @@ from scaler.serving.answers import Answers
 from scaler.serving.control_routes import Control
 from scaler.serving.events import Events
 from scaler.serving.openai import OpenAI
+from scaler.serving.responses import Responses
 
 MAX_BODY_BYTES = 32 * 1024**2
 """The largest request: a long conversation with a picture or two."""
@@ -52,6 +53,7 @@ class Endpoint:
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         answers = Answers(self._manager)
         app.add_routes(OpenAI(answers, int(time.time())).routes())
+        app.add_routes(Responses(answers).routes())
         app.add_routes(Control(self._manager).routes())
         Events(self._manager.scaler, self._manager.notices).add_to(app)
         # A client that hangs up cancels its handler, and with it the generation that nobody reads any more.
