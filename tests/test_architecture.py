@@ -68,7 +68,9 @@ def test_rooms_know_only_what_they_need(folder: str, allowed: set[str]) -> None:
         assert known <= allowed, f"{path.name} imports {sorted(known - allowed)}"
 
 
-@pytest.mark.parametrize("name", ["switching", "answering", "relaying", "manager", "loop_thread", "conversations"])
+@pytest.mark.parametrize(
+    "name", ["switching", "answering", "relaying", "embedding", "manager", "loop_thread", "conversations"]
+)
 def test_effects_know_nothing_of_thresholds(name: str) -> None:
     """A figure is compared with a threshold in one place only, the guards."""
     assert not ours(PACKAGE / f"{name}.py") & {"guards", "evidence", "policy", "footprints", "trends"}

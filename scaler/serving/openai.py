@@ -59,14 +59,17 @@ class OpenAI:
         ]
 
     async def models(self, _: web.Request) -> web.Response:
-        """``auto``, and the levels."""
-        return web.json_response({"object": "list", "data": [self._model(name) for name in self._answers.names]})
+        """``auto``, the levels, and the embedding model where there is one."""
+        embedding = self._answers.embedding_model
+        names = [*self._answers.names, *([embedding] if embedding is not None else [])]
+        return web.json_response({"object": "list", "data": [self._model(name) for name in names]})
 
     async def model(self, request: web.Request) -> web.Response:
         """One model, by name."""
         name = request.match_info["model"]
         try:
-            self._answers.level(name)
+            if name != self._answers.embedding_model:
+                self._answers.level(name)
         except RequestRejected as error:
             return refuse(error, body_of(error))
         return web.json_response(self._model(name))
