@@ -9,12 +9,16 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scaler.levels import Ladder, Level
 from scaler.policy import Policy
-from scaler.runtimes.protocol import Runtime
-from scaler.settings import LevelSettings, Settings, load_settings
+from scaler.runtimes.protocol import EmbeddingRuntime, Runtime
+from scaler.settings import EmbeddingSettings, LevelSettings, Settings, load_settings
 from scaler.tiers import Detection, HardwareTierDetector
+
+if TYPE_CHECKING:
+    from scaler.runtimes.embedded import EmbeddedRuntime
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Parts:
     policy: Policy
     ladder: Ladder
     levels: Mapping[str, tuple[Runtime, LevelSettings]]
+    embeddings: tuple[EmbeddingRuntime, EmbeddingSettings] | None
 
 
 def assemble(config: Path | None = None) -> Parts:
@@ -38,7 +43,9 @@ def assemble(config: Path | None = None) -> Parts:
     for level in settings.ladder:
         runtime = runtimes.setdefault(level.runtime, _runtime(level.runtime))
         levels[level.name] = (runtime, level)
-    return Parts(settings, tier, policy, _ladder(levels), levels)
+    # A runtime of its own: what the levels' runtimes hold counts as own, and stepping down would not free this.
+    embeddings = (_runtime(settings.embeddings.runtime), settings.embeddings) if settings.embeddings else None
+    return Parts(settings, tier, policy, _ladder(levels), levels, embeddings)
 
 
 def _ladder(levels: Mapping[str, tuple[Runtime, LevelSettings]]) -> Ladder:
@@ -52,7 +59,7 @@ def _ladder(levels: Mapping[str, tuple[Runtime, LevelSettings]]) -> Ladder:
     return Ladder(rungs)
 
 
-def _runtime(name: str) -> Runtime:
+def _runtime(name: str) -> EmbeddedRuntime:
     """The runtime called ``name``; imported when it is used, for each brings libraries of its own."""
     if name == "embedded":
         from scaler.runtimes.embedded import EmbeddedRuntime

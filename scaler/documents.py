@@ -305,7 +305,7 @@ def _fault(schema: dict[str, Any], detail: Any, at: Key, data: Any) -> Fault:
     key = (*at, *inside)
     match detail["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            known = _node(schema, inside[:-1]).get("properties", {})
+            known = _properties(schema, _node(schema, inside[:-1]))
             return Fault(key, f"unknown key; {nearest(str(inside[-1]), known)}")
         case "missing" | "missing_argument":
             return Fault(key, f"is missing; expected {_expected(schema, _node(schema, inside))}")
@@ -326,9 +326,15 @@ def _node(schema: dict[str, Any], key: Key) -> dict[str, Any]:
     """The part of a JSON schema that describes ``key``; empty where it says nothing."""
     node = _resolved(schema, schema)
     for part in key:
-        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        node = node.get("items", {}) if isinstance(part, int) else _properties(schema, node).get(part, {})
         node = _resolved(schema, node)
     return node
+
+
+def _properties(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a mapping, also of one that may be left out."""
+    choices = [_resolved(schema, choice) for choice in node.get("anyOf", (node,))]
+    return {name: value for choice in choices for name, value in choice.get("properties", {}).items()}
 
 
 def _resolved(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

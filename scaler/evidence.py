@@ -167,8 +167,12 @@ class Evidence:
 
         A level no larger than what is loaded takes no more of what could not be read, so the rest decides.
         """
-        loaded = self.state if self.serving is None else max(self.state, self.serving)
-        return self.at_least[position] if position <= loaded else self.projected[position]
+        return self.at_least[position] if position <= self.highest else self.projected[position]
+
+    @property
+    def highest(self) -> int:
+        """The position of the larger one of the level that serves and the one that is meant to; -1 for none."""
+        return self.state if self.serving is None else max(self.state, self.serving)
 
     def _break(self) -> None:
         """Forget what needs an unbroken watch; late readings must not delay a descent, so what is over stays over."""

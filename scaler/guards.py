@@ -144,6 +144,23 @@ def _room(evidence: Evidence, position: int, limit: float, *, at_limit: bool) ->
     return Verdict(now, usage, limit, f"usage at {{level}} would be {{measured}} of {{total}}; {what}")
 
 
+def room_for(evidence: Evidence, ram_bytes: int) -> Verdict:
+    """Usage would be below critical-at if the others took ``ram_bytes`` more of RAM, at the level that serves or will.
+
+    Asked for what is loaded beside the ladder. Stepping down does not free it, so that it counts as the others'.
+    """
+    limit = evidence.policy.critical_at
+    part = evidence.usage[evidence.resources.index(RAM)]
+    if part is None:
+        return Verdict(False, None, limit, "no reading yet")
+    position = evidence.highest
+    need = evidence.footprints.of(position)[evidence.resources.index(RAM)] if position >= 0 else 0
+    usage = (part.other_bytes + need + ram_bytes) / part.total_bytes
+    more = f" with {ram_bytes / GIB:.2g} GiB more" if ram_bytes else ""
+    words = f"usage at {{level}} {'would be' if more else 'is'} {{measured}} of {part.total_bytes / GIB:.3g} GiB{more}"
+    return Verdict(usage < limit, usage, limit, f"{words}; {{limit}} is critical")
+
+
 def no_lower_fits(evidence: Evidence, position: int) -> Verdict:
     """Every smaller level would be at critical-at or above, or is left alone for now."""
     holds = not any(

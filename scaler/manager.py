@@ -26,7 +26,8 @@ from scaler.assembly import assemble
 from scaler.conversations import conversations
 from scaler.conversations.protocol import Message, Said
 from scaler.descriptions import Description
-from scaler.errors import ConversationError
+from scaler.embedding import Embeddings
+from scaler.errors import ConversationError, RequestRejected
 from scaler.events import TurnNotRemembered
 from scaler.handoff import says_something
 from scaler.journal import Journal
@@ -110,6 +111,7 @@ class ModelManager:
         self._proactive_scaler = ProactiveScaler(
             ladder=parts.ladder, policy=parts.policy, monitor=monitor, journal=self.journal, tier=parts.tier.tier.name
         )
+        self._embeddings = Embeddings(*parts.embeddings, self._proactive_scaler) if parts.embeddings else None
         self.conversations = conversations(settings.conversations)
         self.progress: dict[str, float] = {}
         self.notices = Notices(upgrades=notify_upgrades or settings.notices.upgrades)
@@ -146,6 +148,8 @@ class ModelManager:
         self._telling = Telling(self.notices, self._adviser, self._proactive_scaler.note)
         self._effects.call(self._switcher.start())
         self._effects.call(self._telling.start())
+        if self._embeddings is not None:
+            self._effects.call(self._embeddings.start())
         for outbox in self._outboxes:
             self._effects.call(outbox.start())
         self._proactive_scaler.want(False)
@@ -264,6 +268,26 @@ class ModelManager:
         """
         return self._relay.answer(request, level=level, streamed=streamed)
 
+    # ---------------------------------------------------------------- vectors
+
+    @property
+    def embedding_model(self) -> str | None:
+        """What the embedding model is called; None when the configuration names none."""
+        return self._embeddings.name if self._embeddings is not None else None
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """A vector for each text. Raises LevelUnavailable, or RequestRejected when there is no embedding model."""
+        answer = await self._effects.run(self.embeddings({"input": list(texts), "encoding_format": "float"}))
+        return [one["embedding"] for one in answer["data"]]
+
+    async def embeddings(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for an OpenAI embeddings request, for callers that run on the effects' loop themselves."""
+        if self._embeddings is None:
+            raise RequestRejected(
+                "there is no embedding model; name one in the configuration, under embeddings: {model: FILE.gguf}"
+            )
+        return await self._embeddings.embed(request)
+
     async def _turn(
         self,
         message: str | Sequence[Message],
@@ -373,6 +397,8 @@ class ModelManager:
         self._proactive_scaler.stop_continuous_monitoring()
         self._effects.call(self._switcher.close())
         self._effects.call(self._telling.close())
+        if self._embeddings is not None:
+            self._effects.call(self._embeddings.close())
         self._effects.call(self._close_outboxes())
         self._effects.stop()
         self.conversations.close()

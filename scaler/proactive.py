@@ -29,7 +29,7 @@ from scaler.events import (
     SwitchDone,
     SwitchFailed,
 )
-from scaler.guards import GUARDS, explain, shortfall
+from scaler.guards import GUARDS, explain, room_for, shortfall
 from scaler.journal import Journal, JournalError, record_of
 from scaler.levels import OFF, Ladder
 from scaler.machine import Decision, LevelMachine, Outlook, Switch
@@ -57,6 +57,14 @@ class Preflight:
     max_tokens: int | None
     reason: str
     reading_age_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoomBeside:
+    """Whether there is room for something beside the ladder: None when nobody knows; with the reason in numbers."""
+
+    enough: bool | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +210,22 @@ class ProactiveScaler:
             age = None if read_at is None else self._clock() - read_at
         known = self._preflight
         return Preflight(known.action, known.level, known.max_tokens, known.reason, age)
+
+    def room_for(self, ram_bytes: int) -> RoomBeside:
+        """Whether something that is no level may take ``ram_bytes`` of RAM now, or go on to hold what it has with 0.
+
+        Touches no sensor, unless monitoring runs and its reading is stale.
+        """
+        age = self.check_preflight_resources().reading_age_s
+        with self._lock:
+            evidence = self._machine.evidence
+            verdict = room_for(evidence, ram_bytes)
+            reason = explain(evidence, evidence.highest, verdict)
+        if age is None or verdict.measured is None:
+            return RoomBeside(None, "no reading yet")
+        if age > self.policy.stale_after_s:
+            return RoomBeside(None, f"the last reading is {age:.0f} s old")
+        return RoomBeside(verdict.holds, reason)
 
     def analyze_resource_trends(self) -> dict[str, ResourceTrend]:
         """The trend of each resource that the ladder uses; one without enough readings is left out."""

@@ -66,6 +66,29 @@ class LevelSettings(Section):
     """Loopback port of the model's server; a private unix socket when left out."""
 
 
+class EmbeddingSettings(Section):
+    """The model that turns texts into vectors: no level of the ladder, loaded while it is used and there is room."""
+
+    name: Annotated[str, Field(min_length=1)] = "embeddings"
+    """What programs call this model."""
+    runtime: Literal["embedded"] = "embedded"
+    """What loads it."""
+    model: Path
+    """The GGUF file; ~ is the home directory, a relative path is relative to the configuration file."""
+    ram_gib: Annotated[float, Field(gt=0)] | None = None
+    """What it takes of RAM when loaded, in GiB; estimated from the file when left out."""
+    context_tokens: Annotated[int, Field(ge=16)] = 2048
+    """The longest text, in tokens; its memory grows with it."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Processor threads; half of the cores when left out, at least one."""
+    pooling: Literal["mean", "cls", "last"] | None = None
+    """How the vectors of a text's tokens become one; as the file says when left out, mean when that says nothing."""
+    load_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """After how many seconds a load counts as failed."""
+    keep_s: Annotated[float, Field(ge=0, le=31_536_000)] = 300.0
+    """After how many seconds without a request it is unloaded."""
+
+
 class ServerSettings(Section):
     """Where `scaler run` answers."""
 
@@ -151,6 +174,8 @@ class Settings(Section):
     """The class of machine: a tier's name, or auto to tell it from the hardware."""
     ladder: Annotated[tuple[LevelSettings, ...], Field(min_length=1)]
     """The levels, smallest first; the demo ladder when left out."""
+    embeddings: EmbeddingSettings | None = None
+    """The model behind /v1/embeddings; none when left out."""
     server: ServerSettings = ServerSettings()
     queue: QueueSettings = QueueSettings()
     monitor: MonitorSettings = MonitorSettings()
@@ -227,11 +252,18 @@ def load_settings(path: Path | None = None, *, shipped: bool = False) -> Setting
     except ValidationError as error:
         raise document.error(*document.faults(_SETTINGS, error), *faults) from error
     faults += _ladder_faults(settings.ladder)
+    embeddings = settings.embeddings
     folder = Path(document.name).absolute().parent
     levels = []
     for position, level in enumerate(settings.ladder):
         model = _model(level.model, folder, ("ladder", position, "model"), faults)
         levels.append(level.model_copy(update={"model": model}))
+    if embeddings is not None:
+        if embeddings.name in [level.name for level in levels]:
+            sentence = f"{embeddings.name!r} is a level of the ladder; expected a name of its own"
+            faults.append(Fault(("embeddings", "name"), sentence))
+        model = _model(embeddings.model, folder, ("embeddings", "model"), faults)
+        embeddings = embeddings.model_copy(update={"model": model})
     journal_path = _absolute(settings.journal.path, folder, ("journal", "path"), faults)
     conversations_path = settings.conversations.path
     if conversations_path is not None:
@@ -245,6 +277,7 @@ def load_settings(path: Path | None = None, *, shipped: bool = False) -> Setting
     settings = settings.model_copy(
         update={
             "ladder": tuple(levels),
+            "embeddings": embeddings,
             "journal": journal,
             "conversations": conversations,
             "recording": recording,

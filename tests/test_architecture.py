@@ -59,7 +59,7 @@ def test_the_decision_knows_nothing_that_does_input_or_output(name: str) -> None
         ("conversations", {"errors", "settings"}),
         ("serving", SERVING),
     ],
-)
+)  # fmt: skip
 def test_rooms_know_only_what_they_need(folder: str, allowed: set[str]) -> None:
     """Sensors and runtimes know data types; the HTTP face knows the manager, and no thresholds."""
     for path in (PACKAGE / folder).glob("*.py"):
@@ -67,7 +67,7 @@ def test_rooms_know_only_what_they_need(folder: str, allowed: set[str]) -> None:
         assert known <= allowed, f"{path.name} imports {sorted(known - allowed)}"
 
 
-@pytest.mark.parametrize("name", ["switching", "answering", "relaying", "manager", "loop_thread"])
+@pytest.mark.parametrize("name", ["switching", "answering", "relaying", "embedding", "manager", "loop_thread"])
 def test_effects_know_nothing_of_thresholds(name: str) -> None:
     """A figure is compared with a threshold in one place only, the guards."""
     assert not ours(PACKAGE / f"{name}.py") & {"guards", "evidence", "policy", "footprints", "trends"}

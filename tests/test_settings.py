@@ -71,7 +71,12 @@ WRONG = [
     # text, line, key, words of the message
     ("polcy: {}\n", 1, "polcy", "unknown key; expected 'policy'"),
     ("tier: auto\nqueue:\n  limt: 3\n", 3, "queue.limt", "expected 'limit'"),
-    ("qqq: 1\n", 1, "qqq", "expected one of tier, ladder, server"),
+    ("qqq: 1\n", 1, "qqq", "expected one of tier, ladder, embeddings, server"),
+    ("embeddings: {name: large, model: a.gguf}\n", 1, "embeddings.name", "is a level of the ladder"),
+    ("embeddings: {model: 'demo:huge'}\n", 1, "embeddings.model", "no demo model 'huge'; expected one of small"),
+    ("embeddings: {}\n", 1, "embeddings.model", "is missing; expected a path"),
+    ("embeddings: {modle: a.gguf, model: a.gguf}\n", 1, "embeddings.modle", "expected 'model'"),
+    ("embeddings: {model: a.gguf, keep_s: soon}\n", 1, "embeddings.keep_s", "expected a number from 0"),
     ("<<: {tier: auto}\n", 1, "<<", "unknown key"),
     ("'': 1\n", 1, "''", "unknown key"),
     ('"\\e[31m": 1\n', 1, "'\\x1b[31m'", "unknown key"),
@@ -256,6 +261,10 @@ VALID: dict[str, Any] = {
         }
         for size, name in enumerate(("small", "medium", "large"), start=1)
     ],
+    "embeddings": {
+        "name": "embeddings", "runtime": "embedded", "model": "e.gguf", "ram_gib": 1, "context_tokens": 512,
+        "threads": 2, "pooling": "mean", "load_timeout_s": 60.0, "keep_s": 300.0,
+    },
     "server": {"host": "127.0.0.1", "port": 8484},
     "queue": {"limit": 32, "wait_s": 30.0},
     "monitor": {"interval_s": 1.0},

@@ -33,7 +33,7 @@ PACKAGE = Path(scaler.__file__).parent
 
 
 class EmbeddedProcess:
-    """A child process that loads one level and serves it."""
+    """A child process that loads one level, or the embedding model, and serves it."""
 
     def __init__(self, settings: LevelSettings, process: asyncio.subprocess.Process, folder: str | None) -> None:
         self._settings, self._process, self._folder = settings, process, folder
@@ -42,8 +42,8 @@ class EmbeddedProcess:
         self._listener = asyncio.create_task(self._listen(), name=f"stderr of {settings.name}")
 
     @classmethod
-    async def start(cls, settings: LevelSettings) -> EmbeddedProcess:
-        """Spawn it and tell it what to load; raises LevelUnavailable.
+    async def start(cls, settings: LevelSettings, pooling: str | None = None) -> EmbeddedProcess:
+        """Spawn it and tell it what to load; raises LevelUnavailable. ``pooling`` makes it one that embeds texts.
 
         The child is tied to the life of the thread that this runs in, not only of the process: that is how
         PR_SET_PDEATHSIG works. Run it in a thread that lives for as long as the level should.
@@ -71,7 +71,7 @@ class EmbeddedProcess:
             raise
         child = cls(settings, process, folder)
         assert process.stdin is not None  # it is a pipe
-        process.stdin.write(json.dumps(_order(settings, host)).encode() + b"\n")
+        process.stdin.write(json.dumps(_order(settings, host, pooling)).encode() + b"\n")
         return child
 
     @property
@@ -154,7 +154,7 @@ def _socket_folder(settings: LevelSettings) -> tuple[str, str]:
     return folder, host
 
 
-def _order(settings: LevelSettings, host: str) -> dict[str, object]:
+def _order(settings: LevelSettings, host: str, pooling: str | None) -> dict[str, object]:
     return {
         "parent": os.getpid(),
         "name": settings.name,
@@ -169,4 +169,5 @@ def _order(settings: LevelSettings, host: str) -> dict[str, object]:
         "gpu": settings.gpu,
         "mmap": settings.mmap,
         "check_tensors": settings.check_tensors,
+        "pooling": pooling,
     }

@@ -85,6 +85,11 @@ def parameters(xllamacpp: Any, wanted: dict[str, Any]) -> Any:
     params.endpoint_slots = params.endpoint_metrics = True
     params.cache_ram_mib = 0
     params.fit_params = False
+    if (pooling := wanted["pooling"]) is not None:
+        params.embedding = True
+        # A text is computed in one go: one that is longer than a batch is refused.
+        params.n_batch = params.n_ubatch = wanted["context_tokens"]
+        params.pooling_type = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{pooling.upper()}")
     return params
 
 

@@ -80,9 +80,17 @@ class Shape:
         return self.cached * tokens * CACHE_BLOCK_BYTES[kv_cache] // CACHE_BLOCK
 
 
-def serving_bytes(name: str, path: Path, context_tokens: int, parallel: int, kv_cache: str = "f16") -> int:
+def serving_bytes(
+    name: str,
+    path: Path,
+    context_tokens: int,
+    parallel: int,
+    kv_cache: str = "f16",
+    batch_tokens: int = BATCH_TOKENS,
+) -> int:
     """Bytes of RAM for weights, the key-value cache of every slot, buffers and the process itself.
 
+    ``batch_tokens``: how many are computed at once.
     Beside what models of 20, 143 and 625 MB held privately after prompts of 600 tokens in every slot, with 4,096 to
     32,768 tokens of cache, it was 14 to 21 MiB too high and never too low, however the cache holds its figures. It is
     much too high for a model that keeps less than the whole context in some layers.
@@ -92,7 +100,7 @@ def serving_bytes(name: str, path: Path, context_tokens: int, parallel: int, kv_
     """
     weights, shape = weights_bytes(name, path), shape_of(name, path)
     cache = shape.cache_bytes(context_tokens * parallel, kv_cache)
-    return weights + cache + 4 * BATCH_TOKENS * shape.columns + OVERHEAD_BYTES
+    return weights + cache + 4 * batch_tokens * shape.columns + OVERHEAD_BYTES
 
 
 def shape_of(name: str, path: Path) -> Shape:
@@ -103,6 +111,13 @@ def shape_of(name: str, path: Path) -> Shape:
         raise LevelUnavailable(f"{name}: {path}: {error.strerror or error}; correct the level's model") from error
     except ValueError as error:
         raise LevelUnavailable(f"{name}: {path}: not a whole GGUF file ({error}); download it again") from error
+
+
+def pools(path: Path) -> bool:
+    """Whether the file says how the vectors of tokens become that of a text. Raises ValueError, OSError."""
+    metadata = read_metadata(path)
+    # 0 says that they do not; a model that was made to talk says nothing.
+    return bool(metadata.get(f"{metadata.get('general.architecture')}.pooling_type"))
 
 
 def _shape(metadata: Mapping[str, Any]) -> Shape:

@@ -1,4 +1,4 @@
-"""What scaler asks of a runtime. A new runtime is one new file that fulfils these two protocols.
+"""What scaler asks of a runtime. A new runtime is one new file that fulfils `Runtime` and `LoadedModel`.
 
 A runtime knows nothing of thresholds, ladders or decisions: it loads what it is told to load.
 """
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from typing import Any, Protocol
 
 from scaler.levels import Saving
-from scaler.settings import LevelSettings
+from scaler.settings import EmbeddingSettings, LevelSettings
 
 
 class LoadedModel(Protocol):
@@ -66,3 +66,32 @@ class Runtime(Protocol):
 
         Cancelling ends what was started. Raises LevelUnavailable with the level, the file and the cause.
         """
+
+
+class EmbeddingModel(Protocol):
+    """A model that is loaded and turns texts into vectors."""
+
+    async def embed(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer an OpenAI embeddings request.
+
+        Raises LevelUnavailable when the model dies, RequestRejected when the request itself is at fault.
+        """
+
+    async def died(self) -> str:
+        """Wait until the model's process ends without having been asked to; return why."""
+
+    async def unload(self) -> None:
+        """End the model; return when its memory is back. Safe to call twice and on a dead model."""
+
+
+class EmbeddingRuntime(Protocol):
+    """Loads the embedding model; not every runtime can."""
+
+    def require(self) -> None:
+        """Raise MissingExtra when a library that loading takes is not installed."""
+
+    def embedding_bytes(self, settings: EmbeddingSettings) -> int:
+        """Estimate what the model will take of RAM; raises LevelUnavailable."""
+
+    async def load_embedding(self, settings: EmbeddingSettings) -> EmbeddingModel:
+        """Load it and return when it can answer. Cancelling ends what was started. Raises LevelUnavailable."""

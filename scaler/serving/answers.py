@@ -56,6 +56,11 @@ class Answers:
         """What a request may name as its model."""
         return (MODEL, *(name for name in self._manager.scaler.ladder.names if name != MODEL))
 
+    @property
+    def embedding_model(self) -> str | None:
+        """What a request for embeddings may name as its model, if there is one."""
+        return self._manager.embedding_model
+
     def level(self, name: object) -> str | None:
         """The level that a model's name insists on, None for whatever serves. Raises RequestRejected."""
         if name not in self.names:

@@ -12,10 +12,12 @@ from scaler.errors import ConfigError, ScalerError
 from scaler.manager import ModelManager
 from scaler.serving.answers import Answers
 from scaler.serving.control_routes import Control
+from scaler.serving.embeddings import EmbeddingsRoute
 from scaler.serving.events import Events
 from scaler.serving.ollama import Ollama
 from scaler.serving.openai import OpenAI
 from scaler.serving.refusals import in_the_dialect
+from scaler.serving.responses import Responses
 
 MAX_BODY_BYTES = 32 * 1024**2
 """The largest request: a long conversation with a picture or two."""
@@ -55,6 +57,8 @@ class Endpoint:
         answers = Answers(self._manager)
         app.add_routes(OpenAI(answers, int(time.time())).routes())
         app.add_routes(Ollama(self._manager, answers).routes())
+        app.add_routes(Responses(answers).routes())
+        app.add_routes(EmbeddingsRoute(self._manager).routes())
         app.add_routes(Control(self._manager).routes())
         Events(self._manager.scaler, self._manager.notices).add_to(app)
         # A client that hangs up cancels its handler, and with it the generation that nobody reads any more.

@@ -7,6 +7,8 @@ The model is ``auto``: whatever level serves; those who insist name a level. Whi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
+from types import UnionType
 from typing import Any
 
 import orjson
@@ -21,6 +23,24 @@ from scaler.serving.errors import body_of
 
 NO_LIMIT = -1
 """As a token limit it means none to llama.cpp and LM Studio, and so to programs that were written for them."""
+
+GRAMMAR_DEPTH = 100
+"""llama.cpp dies of a grammar whose brackets are nested without end (10,000 deep); people's are a few deep."""
+
+_KINDS: Mapping[str, tuple[type | UnionType, str]] = {
+    "stream": (bool, "true or false"),
+    "stream_options": (dict, "an object"),
+    "chat_template_kwargs": (dict, "an object"),
+    "n": (int, "a whole number from 1"),
+    "stop": (str | list, "a text or a list of texts"),
+    "tools": (list, "a list of objects"),
+    "tool_choice": (str | dict, "a text or an object"),
+    "response_format": (dict, "an object"),
+    "logit_bias": (dict | list, "an object or a list"),
+    "parallel_tool_calls": (bool, "true or false"),
+    "grammar": (str, "a text"),
+}
+"""What these must be if they are set. The rest llama.cpp checks; a wrong one of these it would not notice."""
 
 
 class OpenAI:
@@ -40,14 +60,17 @@ class OpenAI:
         ]
 
     async def models(self, _: web.Request) -> web.Response:
-        """``auto``, and the levels."""
-        return web.json_response({"object": "list", "data": [self._model(name) for name in self._answers.names]})
+        """``auto``, the levels, and the embedding model where there is one."""
+        embedding = self._answers.embedding_model
+        names = [*self._answers.names, *([embedding] if embedding is not None else [])]
+        return web.json_response({"object": "list", "data": [self._model(name) for name in names]})
 
     async def model(self, request: web.Request) -> web.Response:
         """One model, by name."""
         name = request.match_info["model"]
         try:
-            self._answers.level(name)
+            if name != self._answers.embedding_model:
+                self._answers.level(name)
         except RequestRejected as error:
             return refuse(error, body_of(error))
         return web.json_response(self._model(name))
@@ -118,13 +141,18 @@ def checked(raw: bytes) -> dict[str, Any]:
             del body[name]
         elif value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise RequestRejected(f"{name!r} must be a whole number from 1")
-    if not isinstance(body.get("stream"), bool | None):
-        raise RequestRejected("'stream' must be true or false")
-    if not isinstance(body.get("stream_options") or {}, dict):
-        raise RequestRejected("'stream_options' must be an object")
-    if not isinstance(body.get("chat_template_kwargs") or {}, dict):
-        raise RequestRejected("'chat_template_kwargs' must be an object")
+    for name, (kind, words) in _KINDS.items():
+        value = body.get(name)
+        # To Python, true is a number as well.
+        if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+            raise RequestRejected(f"{name!r} must be {words}")
+    if _depth(body.get("grammar") or "") > GRAMMAR_DEPTH:
+        raise RequestRejected(f"'grammar' must not nest its brackets more than {GRAMMAR_DEPTH} deep")
     return body
+
+
+def _depth(grammar: str) -> int:
+    return max(accumulate((character == "(") - (character == ")") for character in grammar), default=0)
 
 
 def _check_messages(body: Mapping[str, Any]) -> None:

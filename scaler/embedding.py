@@ -1,0 +1,126 @@
+"""The embedding model: loaded when vectors are asked for and there is room, gone when idle or when memory is critical.
+
+It is no level of the ladder: to step down does not free it, so that the decision counts it among the others. Owns what
+is loaded; whether there is room it asks the scaler, and it knows no thresholds. Everything here runs on the effects'
+loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from scaler.errors import LevelUnavailable
+from scaler.monitor import ReadingTaken
+from scaler.proactive import Event, ProactiveScaler
+from scaler.runtimes.protocol import EmbeddingModel, EmbeddingRuntime
+from scaler.settings import EmbeddingSettings
+
+log = logging.getLogger(__name__)
+
+
+class Embeddings:
+    """Turns texts into vectors, with a model that is loaded while it is used."""
+
+    def __init__(
+        self,
+        runtime: EmbeddingRuntime,
+        settings: EmbeddingSettings,
+        scaler: ProactiveScaler,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises MissingExtra, and LevelUnavailable when the model cannot be sized. Call `start` on the loop."""
+        runtime.require()
+        self._runtime, self._settings, self._scaler, self._clock = runtime, settings, scaler, clock
+        self._where = f"{settings.name}: {settings.model}"
+        self._bytes = runtime.embedding_bytes(settings)
+        self._loading = asyncio.Lock()
+        self._model: EmbeddingModel | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._unloading: asyncio.Task[None] | None = None
+        self._why_gone = ""
+        self._running = 0
+        self._used_s = clock()
+        self._leave: Callable[[], None] = lambda: None
+
+    @property
+    def name(self) -> str:
+        """What programs call the model."""
+        return self._settings.name
+
+    async def start(self) -> None:
+        """Look after the model at every reading from now on."""
+        loop = asyncio.get_running_loop()
+
+        def take(event: Event) -> None:
+            if isinstance(event, ReadingTaken) and self._model is not None and not loop.is_closed():
+                loop.call_soon_threadsafe(self._look)
+
+        self._leave = self._scaler.subscribe(take)
+
+    async def embed(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer an OpenAI embeddings request. Raises LevelUnavailable, RequestRejected."""
+        self._running += 1
+        model: EmbeddingModel | None = None
+        try:
+            model = await self._loaded()
+            return await model.embed(request)
+        except LevelUnavailable:
+            if model is None or model is self._model or not self._why_gone:
+                raise
+            raise LevelUnavailable(f"{self._where}: it was unloaded, {self._why_gone}; try again later") from None
+        finally:
+            self._running -= 1
+            self._used_s = self._clock()
+
+    async def close(self) -> None:
+        """Unload it for good."""
+        self._leave()
+        async with self._loading:
+            if self._model is not None:
+                self._let_go("since scaler ends")
+            if self._unloading is not None:
+                await self._unloading
+
+    async def _loaded(self) -> EmbeddingModel:
+        async with self._loading:
+            if self._unloading is not None:
+                # Whoever gives up waiting does not stop it.
+                await asyncio.shield(self._unloading)
+                self._unloading = None
+            if self._model is None:
+                room = self._scaler.room_for(self._bytes)
+                if not room.enough:
+                    raise LevelUnavailable(f"{self._where}: there is no room for it: {room.reason}; try again later")
+                model = await self._runtime.load_embedding(self._settings)
+                self._model, self._why_gone = model, ""
+                self._watch = asyncio.create_task(self._watch_over(model), name=f"watch {self.name}")
+            return self._model
+
+    def _look(self) -> None:
+        if self._model is None:
+            return
+        room = self._scaler.room_for(0)
+        if room.enough is False:
+            self._let_go(f"because {room.reason}")
+        elif not self._running and (idle_s := self._clock() - self._used_s) >= self._settings.keep_s:
+            self._let_go(f"after {idle_s:.0f} s without a request")
+
+    def _let_go(self, why: str) -> None:
+        model, self._model, self._why_gone = self._model, None, why
+        assert model is not None  # the callers looked
+        if self._watch is not None:
+            self._watch.cancel()
+        log.info("%s: unloaded, %s", self._where, why)
+        self._unloading = asyncio.create_task(model.unload(), name=f"unload {self.name}")
+
+    async def _watch_over(self, model: EmbeddingModel) -> None:
+        reason = await model.died()
+        # Those who wait for an answer are told by the model; the next request loads it anew.
+        log.warning("%s", reason)
+        if self._model is model:
+            self._model = None
+        await model.unload()
