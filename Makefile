@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PEERS := .venv-peers/.installed
 
-.PHONY: run test demo lint bench arena ablation diagram thorough clean
+.PHONY: run test demo lint bench arena ablation diagram thorough endurance clean
 
 run: $(READY) ## the ladder on this machine: demo models, tier, monitor, endpoint
 	@$(BIN)/scaler demo-models
@@ -29,6 +29,9 @@ bench: $(READY) $(PEERS) ## speed as ratios and counts, beside peers
 
 thorough: $(READY) ## the invariants again, with thousands of steps
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests/decision
+
+endurance: $(READY) ## 200 switches and 100 killed models under 16 streams
+	ENDURANCE=full $(BIN)/python -m pytest -s tests/end_to_end/test_endurance.py
 
 diagram: $(READY) ## write docs/diagram.md anew
 	$(BIN)/scaler diagram --format markdown --output docs/diagram.md

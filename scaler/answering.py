@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 
-from scaler.errors import LevelUnavailable
+from scaler.errors import LevelUnavailable, NeverAsked
 from scaler.handoff import ends, says_something
 from scaler.performance import AnswerSample
 from scaler.switching import Lease
@@ -34,7 +34,7 @@ class Answering:
         self._began_s = clock()
         self._first_token_s: float | None = None
         self._ended_s: float | None = None
-        self._failed = False
+        self._failed = self._unasked = False
         self._arrived: list[dict[str, Any]] = []
         self._taker: asyncio.Future[None] | None = None
         self._room = asyncio.Event()
@@ -70,7 +70,9 @@ class Answering:
                     self._taker = loop.create_future()
                     await self._taker
             if not lease.cut:
-                self._failed = isinstance(pump.exception(), LevelUnavailable)
+                error = pump.exception()
+                self._unasked = isinstance(error, NeverAsked)
+                self._failed = isinstance(error, LevelUnavailable)
                 await pump
             self.gave_way = lease.cut and not finished
         finally:
@@ -110,8 +112,8 @@ class Answering:
             taker.set_result(None)
 
     def sample(self) -> AnswerSample | None:
-        """How the answer went; None when the level gave way before there was anything to judge."""
-        if self._lease.cut and not self._lease.tokens:
+        """How the answer went; None when the level gave way or died before there was anything to judge."""
+        if self._unasked or (self._lease.cut and not self._lease.tokens):
             return None
         return AnswerSample(
             self._lease.level,

@@ -16,6 +16,10 @@ class LevelUnavailable(ScalerError):
     """A level could not be loaded or stopped serving: names the level, the file and the cause."""
 
 
+class NeverAsked(LevelUnavailable):
+    """A level was gone before a request that waited its turn had reached it: the request cannot be to blame."""
+
+
 class RequestTimedOut(ScalerError):
     """A request waited longer for a level to serve it than the configuration allows."""
 

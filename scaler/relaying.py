@@ -11,7 +11,7 @@ from typing import Any
 
 from scaler.answering import Answering, Chunk
 from scaler.conversations.fitting import fit
-from scaler.errors import LevelUnavailable, QueueFull, RequestRejected, RequestTimedOut
+from scaler.errors import LevelUnavailable, NeverAsked, QueueFull, RequestRejected, RequestTimedOut
 from scaler.events import AnswerHandedOver
 from scaler.handoff import Splice, token_limit, without_thinking
 from scaler.proactive import Preflight, ProactiveScaler
@@ -67,7 +67,7 @@ class Relay:
                     raise failure from None
                 # The level gave way, and none came in its place: what was said of the answer stands.
                 break
-            answering, failure = Answering(lease), None
+            answering, failure, leased_s = Answering(lease), None, self._clock()
             try:
                 async for arrived in answering.stream(await self._prepare(todo, splice, lease, check)):
                     if passed := [Chunk(*one) for data in arrived for one in splice.add(lease.level, data)]:
@@ -75,7 +75,7 @@ class Relay:
                     if splice.stopped:
                         return
             except LevelUnavailable as error:
-                failure, deaths = error, deaths + 1
+                failure, deaths = error, deaths + (not isinstance(error, NeverAsked))
             except RequestRejected:
                 if not splice.begun:
                     raise
@@ -90,12 +90,11 @@ class Relay:
                     yield [Chunk(*one) for one in rest]
                 return
             failure = failure or LevelUnavailable(f"{lease.level}: it gave way before the answer had begun")
-            if deaths >= DEATHS or (self._clock() >= until and not lease.tokens):
+            if deaths >= DEATHS:
                 raise failure
             todo = splice.next_request()
-            if lease.tokens:
-                # It was being answered, not waiting.
-                until = self._clock() + self._wait_s
+            # What counts is the waiting for a level, not that for one's turn at it.
+            until = self._clock() + self._wait_s if lease.tokens else until + self._clock() - leased_s
             if splice.begun:
                 if level is not None:
                     break

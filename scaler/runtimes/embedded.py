@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Map
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from scaler.errors import LevelUnavailable, MissingExtra, RequestRejected
+from scaler.errors import LevelUnavailable, MissingExtra, NeverAsked, RequestRejected
 from scaler.levels import GIB, RAM, Saving, gpu_resource
 from scaler.runtimes.embedded_process import EmbeddedProcess
 from scaler.runtimes.embedded_server import SPARE_THREADS
@@ -298,18 +298,21 @@ class EmbeddedModel:
 
     async def _broken(self, what: str, error: Exception | None) -> LevelUnavailable:
         """What to raise when the connection broke: its process ends a moment later, and that tells the cause."""
-        cause = "the stream ended early" if error is None else str(error) or type(error).__name__
+        import aiohttp
+
+        cause, gone = "the stream ended early" if error is None else str(error) or type(error).__name__, False
         if self._unloaded:
-            cause = "it was unloaded"
+            cause, gone = "it was unloaded", True
         else:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GONE_S):
-                    cause = await self._child.died()
-        return LevelUnavailable(f"{self._where}: {what}: {cause}")
+                    cause, gone = await self._child.died(), True
+        kind = NeverAsked if gone and isinstance(error, aiohttp.ClientConnectorError) else LevelUnavailable
+        return kind(f"{self._where}: {what}: {cause}")
 
     def _check_open(self) -> None:
         if self._unloaded:
-            raise LevelUnavailable(f"{self._where}: the model does not answer: it was unloaded")
+            raise NeverAsked(f"{self._where}: the model does not answer: it was unloaded")
 
     async def health(self) -> bool:
         """Whether the server says that it can take a request."""

@@ -104,6 +104,29 @@ async def test_json_that_took_longer_than_a_request_may_wait_is_begun_anew(stage
     assert choice["message"]["content"] == "large0 large1 large2 large3 "
 
 
+@in_a_hurry
+async def test_waiting_for_its_turn_at_models_that_die_is_no_fault_of_a_request(stage: Stage) -> None:
+    """It never reached any of them; else a crash would be an error for everybody who waits behind the culprit."""
+    answer: asyncio.Task[tuple[str, dict[str, Any]]] | None = None
+    stage.runtime.busy = True
+    for level in ("large", "medium", "large"):
+        model = await stage.serve(level)
+        answer = answer or asyncio.create_task(stage.answer(4))
+        while not stage.switcher.answering:
+            await asyncio.sleep(0)
+        # However long that lasts: what is bounded is the waiting for a level.
+        stage.ahead_s += 60.0
+        model.die()
+        await stage.told.until("died", level)
+    assert answer is not None
+    stage.runtime.busy = False
+    await stage.serve("small")
+    let_speak(stage, "small")
+    level, choice = await answer
+    assert (level, choice["message"]["content"]) == ("small", "small0 small1 small2 small3 ")
+    assert set(stage.scaler.status().performance) == {"small"}
+
+
 @on_stage
 async def test_a_client_that_takes_nothing_does_not_hold_the_switch_up(stage: Stage) -> None:
     """Its answer gives the model back when the limits are used up, and loses nothing of what was said."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scaler.answering import collect
-from scaler.errors import LevelUnavailable, QueueFull, RequestTimedOut
+from scaler.errors import LevelUnavailable, NeverAsked, QueueFull, RequestTimedOut
 from scaler.events import Drained, ScalerEvent
 from scaler.levels import GIB, RAM, Ladder, Level, Saving
 from scaler.machine import Decision, Switch
@@ -31,9 +31,13 @@ class Model:
         self._runtime = runtime
         self.more = asyncio.Semaphore(0)
         self.ended = asyncio.Event()
+        self.busy = runtime.busy
         self.closed_answers = 0
 
     async def chat(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        if self.busy:
+            await self.ended.wait()
+            raise NeverAsked(f"{self.name}: gone")
         said = [message["content"] for message in request["messages"] if message["role"] == "assistant"]
         try:
             for number in range(len("".join(said).split()), request["words"]):
@@ -83,6 +87,7 @@ class Runtime:
         self.log: list[str] = []
         self.models: dict[str, Model] = {}
         self.failing: set[str] = set()
+        self.busy = False
         self.gate = asyncio.Event()
         self.gate.set()
 

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from gguf import GGUFReader
 
-from scaler.errors import LevelUnavailable, MissingExtra, RequestRejected
+from scaler.errors import LevelUnavailable, MissingExtra, NeverAsked, RequestRejected
 from scaler.levels import GIB
 from scaler.loop_thread import LoopThread
 from scaler.runtimes import embedded, embedded_process
@@ -264,6 +264,25 @@ def test_a_killed_model_breaks_its_answer_and_is_noticed(settings: Callable[...,
     asyncio.run(body())
 
 
+def test_who_waits_for_a_slot_of_a_killed_model_was_never_asked(settings: Callable[..., LevelSettings]) -> None:
+    """The request cannot be what killed it, and may be tried elsewhere as often as it takes."""
+
+    async def body() -> None:
+        async with loaded(settings(parallel=1)) as (runtime, model):
+            (pid,) = runtime.pids()
+
+            async def talk() -> None:
+                async for chunk in model.chat(LONG):
+                    if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
+                        os.kill(pid, signal.SIGKILL)
+
+            served, waiting = await asyncio.gather(talk(), talk(), return_exceptions=True)
+            assert type(served) is LevelUnavailable
+            assert type(waiting) is NeverAsked
+
+    asyncio.run(body())
+
+
 def test_leaving_an_answer_frees_its_slot(settings: Callable[..., LevelSettings]) -> None:
     """Nobody reads it any more, so nobody generates it any more; the whole of it would take half a minute."""
     port = free_port()
@@ -338,7 +357,8 @@ def test_an_unloaded_model_says_so(settings: Callable[..., LevelSettings]) -> No
                 await unloading
                 late = (rest(pausing), text_of(model, ASK), model.count_tokens(ASK["messages"]))
                 errors = await asyncio.gather(*told, *late, return_exceptions=True)
-            assert [type(error) for error in errors] == [LevelUnavailable] * 5
+            begun, waiting = LevelUnavailable, NeverAsked
+            assert [type(error) for error in errors] == [begun, waiting, begun, waiting, waiting]
             assert all("it was unloaded" in str(error) for error in errors)
             assert not await model.health()
             assert not (await asyncio.wait([died], timeout=0.1))[0]
