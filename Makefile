@@ -25,7 +25,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY) $(PEERS) ## speed as ratios and counts, beside peers
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(ONLY)
 
 thorough: $(READY) ## the invariants again, with thousands of steps
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests/decision

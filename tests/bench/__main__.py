@@ -38,6 +38,8 @@ from scaler.runtimes.embedded import EmbeddedRuntime
 from scaler.sensors import default_sensors
 from scaler.sensors.gpu import GpuSensor
 from scaler.settings import load_settings
+from tests.bench.serving.measure import added, compare, ratio
+from tests.bench.serving.switches import cut_over, step_down
 
 ROUNDS = 5
 FORBIDDEN = ("aiohttp", "orjson", "xllamacpp", "gguf", "numpy", "pynvml", "rich")
@@ -321,6 +323,53 @@ async def bare_load(level: Any) -> float:
     return spent
 
 
+def serving() -> list[Figure]:
+    """The endpoint with everything on, beside the same requests sent to the runtime, and to peers before it."""
+    by_name, mib = compare(ROUNDS + 2, lambda line: print(line, flush=True))
+    direct, ours = by_name["direct"], by_name["scaler"]
+    first = {share: added(ours.first_ms("alone", share), direct.first_ms("alone", share)) for share in (0.5, 0.99)}
+    figures = [
+        Figure("answers through the endpoint that were not whole", ours.broken(), "", 0),
+        Figure("time to the first token added, 1 client, median", first[0.5], "ms", 1.2),
+        Figure("time to the first token added, 1 client, p99", first[0.99], "ms", 4),
+        Figure("processor time of an answer of 50 chunks", ours.cpu_ms("many"), "ms", 3.5),
+        Figure(
+            "answers a second, 32 streams, a chunk every 5 ms",
+            ratio(ours.rate("many"), direct.rate("many")),
+            "of direct",
+            0.95,
+            at_most=False,
+        ),
+        Figure(
+            "answers a second, 32 streams, chunks back to back",
+            ratio(ours.rate("rush"), direct.rate("rush")),
+            "of direct",
+            0.7,
+            at_most=False,
+        ),
+        Figure("memory of the endpoint's process with 100 open streams", mib, "MiB", 150),
+    ]
+    if (peer := by_name.get("LiteLLM's proxy")) is not None:
+        times = ratio(ours.rate("many"), peer.rate("many"))
+        figures.append(
+            Figure("  beside LiteLLM's proxy, 32 streams every 5 ms", times, "of its rate", 5, at_most=False)
+        )
+    return figures
+
+
+def switches_under_load() -> list[Figure]:
+    """What clients see of a cut-over with room, and of a step down to a level that stands by."""
+    broken, longest, usual = asyncio.run(cut_over())
+    fresh, handed = asyncio.run(step_down())
+    return [
+        Figure("answers that a cut-over broke, 16 streams", broken, "", 0),
+        Figure("longest wait for a token in a cut-over", longest, "s"),
+        Figure("  beyond the new level's own first token", longest - usual, "s", 0.25),
+        Figure("first token of a standby after the decision, new request", fresh, "s", 0.1),
+        Figure("  of an answer that it takes over", handed, "s", 0.1),
+    ]
+
+
 def main() -> int:
     """Measure everything and print it as it comes."""
     missed = 0
@@ -334,7 +383,12 @@ def main() -> int:
         monitoring,
         an_hour_at_ten_a_second,
         switching,
+        serving,
+        switches_under_load,
     ):
+        # `make bench ONLY=serving` measures one of them.
+        if len(sys.argv) > 1 and measure.__name__ not in sys.argv[1:]:
+            continue
         for figure in measure():
             print(figure, flush=True)
             missed += not figure.met

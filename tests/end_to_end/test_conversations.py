@@ -135,6 +135,7 @@ def test_an_answer_that_cannot_be_stored_is_given_and_what_is_lost_is_told(
         assert manager.conversations.history("ada") == before
         (event,) = [event for event in watch.told() if isinstance(event, TurnNotRemembered)]
         assert (event.conversation_id, event.level) == ("ada", "small")
+        watch.until(lambda: bool(notices), "a notice")
         (notice,) = notices
         assert notice.kind == "failure"
         assert "will not be remembered" in notice.text

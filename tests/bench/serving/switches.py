@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -111,21 +112,21 @@ async def go_to(manager: ModelManager, level: str) -> tuple[float, float]:
 async def cut_over() -> tuple[int, float, float]:
     """Climb with room under sixteen streams: answers that were not whole, the longest wait, and the usual one.
 
-    The usual one is the longest wait for a word that the new level makes people have when nothing switches.
+    The longest is for a token, from the decision to a second after the switch; the usual one is the median wait for the
+    first token of an answer at the new level, under the same load, when nothing switches.
     """
     slots = "context_tokens: 512, parallel: 16"
     with serving(LADDER.format(slots, slots)) as (manager, url):
         await manager.generate_response("Hello")
         async with clients(url) as answers:
             await asyncio.sleep(2)
-            began, _ = await go_to(manager, "medium")
-            until = time.perf_counter() + 1
-            await asyncio.sleep(1)
+            began, ended = await go_to(manager, "medium")
+            until = ended + 1
+            await asyncio.sleep(until - time.perf_counter())
             during = [wait for words in answers for at, wait in words.waits() if began <= at <= until]
-            steady = time.perf_counter()
             await asyncio.sleep(5)
-        usual = [wait for words in answers for at, wait in words.waits() if at >= steady]
-    return sum(not words.whole for words in answers), max(during), max(usual)
+        firsts = [next(words.waits())[1] for words in answers if words.asked_s >= until]
+    return sum(not words.whole for words in answers), max(during), statistics.median(firsts)
 
 
 async def step_down() -> tuple[float, float]:
