@@ -258,9 +258,9 @@ class EmbeddedModel:
                     f"a text of {length} tokens is too long: {self._name} takes {self._context_tokens} at the most"
                 )
 
-    async def count_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
-        """Tokens of the messages as the model's own template and vocabulary have them."""
-        prompt = (await self._post("/apply-template", {"messages": list(messages)}))["prompt"]
+    async def count_tokens(self, request: Mapping[str, Any]) -> int:
+        """Tokens of the prompt as the model's own template and vocabulary have it."""
+        prompt = (await self._post("/apply-template", request))["prompt"]
         tokens = await self._post("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})
         return len(tokens["tokens"])
 

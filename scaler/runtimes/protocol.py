@@ -30,8 +30,8 @@ class LoadedModel(Protocol):
     def complete(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """The same for an OpenAI completion request, which has a ``prompt``: `text_completion` objects."""
 
-    async def count_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
-        """How many tokens of the context window these messages take as a prompt."""
+    async def count_tokens(self, request: Mapping[str, Any]) -> int:
+        """How many tokens of the context window the prompt of a chat request takes: messages, tools and all."""
 
     async def health(self) -> bool:
         """Whether the model can take a request now."""

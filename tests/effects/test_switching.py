@@ -29,11 +29,13 @@ class Model:
     def __init__(self, runtime: Runtime, name: str) -> None:
         self.name = name
         self._runtime = runtime
+        self.asked: Mapping[str, Any] = {}
         self.more = asyncio.Semaphore(0)
         self.ended = asyncio.Event()
         self.closed_answers = 0
 
     async def chat(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        self.asked = request
         said = [message["content"] for message in request["messages"] if message["role"] == "assistant"]
         try:
             for number in range(len("".join(said).split()), request["words"]):
@@ -62,8 +64,9 @@ class Model:
     def complete(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         raise NotImplementedError
 
-    async def count_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
-        return len(messages)
+    async def count_tokens(self, request: Mapping[str, Any]) -> int:
+        tools: Sequence[int] = request.get("tools", ())
+        return len(request["messages"]) + sum(tools)
 
     async def health(self) -> bool:
         return True

@@ -12,6 +12,8 @@ Running = Callable[..., Any]
 USER = {"role": "user", "content": "Who are you?"}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+CHAIN = {f"d{number}": {"$ref": f"#/$defs/d{number + 1}"} for number in range(20_000)}
+ENDLESS = {"$ref": "#/$defs/d0", "$defs": {**CHAIN, "d20000": {"type": "string"}}}
 WRONG: list[tuple[str, dict[str, Any]]] = [
     ("temperature", {"temperature": "hot"}),
     ("top_p", {"top_p": [1]}),
@@ -33,6 +35,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("schema", {"response_format": SCHEMA}),
     ("'logit_bias'", {"logit_bias": "x"}),
     ("'parallel_tool_calls'", {"parallel_tool_calls": "x"}),
+    ("$ref", {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": ENDLESS}}}),
+    ("none of 'tools'", {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}),
     ("'grammar'", {"grammar": 3}),
     ("'grammar'", {"grammar": "root ::= " + "(" * 100_000 + '"a"' + ")" * 100_000}),
     ("reasoning format", {"reasoning_format": "x"}),
