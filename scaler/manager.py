@@ -136,7 +136,7 @@ class ModelManager:
         )
         self._adviser = Adviser(
             self._proactive_scaler.room,
-            ProgramSurvey(lambda: self._switcher.pids()),
+            ProgramSurvey(self._pids),
             parts.levels,
             parts.ladder,
             lambda: (
@@ -190,6 +190,10 @@ class ModelManager:
         """The bytes of RAM and of GPU memory that a level alone takes, as declared or estimated."""
         alone = self._proactive_scaler.ladder.alone(level)
         return alone.get(RAM, 0), sum(taken for resource, taken in alone.items() if resource != RAM)
+
+    def _pids(self) -> tuple[int, ...]:
+        """The roots of the process trees of every model, the embedding model's too."""
+        return (*self._switcher.pids(), *(self._embeddings.pids() if self._embeddings is not None else ()))
 
     # ---------------------------------------------------------------- answers
 

@@ -113,7 +113,8 @@ class EmbeddedRuntime:
         level = LevelSettings(parallel=1, **settings.model_dump(include=alike))
         weights_bytes(level.name, level.model)
         try:
-            pooling = settings.pooling or ("unspecified" if pools(level.model) else "mean")
+            # In a thread: answers of levels go on while a large vocabulary is skipped.
+            pooling = settings.pooling or ("unspecified" if await asyncio.to_thread(pools, level.model) else "mean")
         except (OSError, ValueError) as error:
             raise LevelUnavailable(f"{level.name}: {level.model}: {error}; correct the model") from error
         return await self._load(level, lambda _: None, pooling)

@@ -93,5 +93,8 @@ class EmbeddingRuntime(Protocol):
     def embedding_bytes(self, settings: EmbeddingSettings) -> int:
         """Estimate what the model will take of RAM; raises LevelUnavailable."""
 
+    def pids(self) -> Collection[int]:
+        """The processes of everything that is loaded or being loaded; from any thread."""
+
     async def load_embedding(self, settings: EmbeddingSettings) -> EmbeddingModel:
         """Load it and return when it can answer. Cancelling ends what was started. Raises LevelUnavailable."""
