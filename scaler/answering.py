@@ -76,7 +76,8 @@ class Answering:
         finally:
             if not pump.done():
                 pump.cancel()
-                await asyncio.gather(pump, return_exceptions=True)
+            # Also where it has failed already: nobody is left whom that would tell anything.
+            await asyncio.gather(pump, return_exceptions=True)
 
     async def _pump(self, request: Mapping[str, Any]) -> None:
         lease, arrived = self._lease, self._arrived

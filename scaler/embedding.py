@@ -104,7 +104,7 @@ class Embeddings:
             return self._model
 
     async def _load(self) -> EmbeddingModel:
-        room = self._scaler.room_for(self._bytes)
+        room = self._scaler.room_beside(self._bytes)
         if not room.enough:
             lacking = "there is no room for it" if room.enough is False else "whether there is room is not known"
             raise LevelUnavailable(f"{self._where}: {lacking}: {room.reason}; try again later")
@@ -129,7 +129,7 @@ class Embeddings:
     def _look(self) -> None:
         if self._model is None:
             return
-        room = self._scaler.room_for(0)
+        room = self._scaler.room_beside(0)
         if room.enough is False:
             self._let_go(f"because {room.reason}")
         elif not self._running and (idle_s := self._clock() - self._used_s) >= self._settings.keep_s:

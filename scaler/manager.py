@@ -38,7 +38,6 @@ from scaler.notices import Notice, Notices, notice_of
 from scaler.notify import outboxes
 from scaler.proactive import Event, ProactiveScaler
 from scaler.relaying import Relay
-from scaler.runtimes.gguf_description import describe
 from scaler.sensors import Sensor, default_sensors
 from scaler.sensors.programs import ProgramSurvey
 from scaler.switching import Switcher
@@ -184,7 +183,8 @@ class ModelManager:
 
     def describe(self, level: str) -> Description:
         """What is known of a level's model. Reads its file. Raises KeyError for a level that is not on the ladder."""
-        return describe(self._levels[level][1])
+        runtime, settings = self._levels[level]
+        return runtime.describe(settings)
 
     def takes(self, level: str) -> tuple[int, int]:
         """The bytes of RAM and of GPU memory that a level alone takes, as declared or estimated."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from scaler.answering import Answering, Chunk
@@ -72,11 +73,13 @@ class Relay:
                 break
             answering, failure = Answering(lease), None
             try:
-                async for arrived in answering.stream(await self._prepare(todo, splice, lease, check)):
-                    if passed := [Chunk(*one) for data in arrived for one in splice.add(lease.level, data)]:
-                        yield passed
-                    if splice.stopped:
-                        return
+                asked = await self._prepare(todo, splice, lease, check)
+                async with aclosing(answering.stream(asked)) as arriving:
+                    async for arrived in arriving:
+                        if passed := [Chunk(*one) for data in arrived for one in splice.add(lease.level, data)]:
+                            yield passed
+                        if splice.stopped:
+                            return
             except LevelUnavailable as error:
                 failure, deaths = error, deaths + 1
             except RequestRejected:

@@ -12,11 +12,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Map
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable, MissingExtra, RequestRejected
 from scaler.levels import GIB, RAM, Saving, gpu_resource
 from scaler.runtimes.embedded_process import EmbeddedProcess
 from scaler.runtimes.embedded_server import SPARE_THREADS
 from scaler.runtimes.event_stream import EventStream
+from scaler.runtimes.gguf_description import describe
 from scaler.runtimes.gguf_size import CACHE_BLOCK, Shape, pools, serving_bytes, shape_of, weights_bytes
 from scaler.settings import EmbeddingSettings, LevelSettings
 
@@ -60,6 +62,10 @@ class EmbeddedRuntime:
             )
         vram = int(settings.vram_gib * GIB)
         return {RAM: ram, gpu_resource(settings.gpu): vram} if vram else {RAM: ram}
+
+    def describe(self, settings: LevelSettings) -> Description:
+        """As the GGUF file says."""
+        return describe(settings)
 
     def savings(self, settings: LevelSettings) -> Sequence[Saving]:
         """Of RAM, by the cache that the file's shape makes necessary; raises LevelUnavailable."""
@@ -181,7 +187,6 @@ class EmbeddedModel:
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
             cookie_jar=aiohttp.DummyCookieJar(),
-            read_bufsize=EVENT_LIMIT_BYTES,
         )
         # A request holds one of the server's threads from its arrival on, even while it waits for a slot. Twelve
         # streams took them all, and /health and /tokenize were not answered until one ended. So requests wait here.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+from scaler.descriptions import Description
 from scaler.levels import Saving
 from scaler.settings import EmbeddingSettings, LevelSettings
 
@@ -51,6 +52,9 @@ class Runtime(Protocol):
 
     def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
         """Estimate what serving the level will take, in bytes a resource; raises LevelUnavailable."""
+
+    def describe(self, settings: LevelSettings) -> Description:
+        """What is known of the level's model, without loading it. May take a tenth of a second; raises nothing."""
 
     def savings(self, settings: LevelSettings) -> Sequence[Saving]:
         """What other settings would save of the level's estimated footprint, the mildest change first.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -199,3 +200,34 @@ async def test_tools_take_their_part_of_the_context_window(stage: Stage) -> None
     async for _ in stage.relay.answer({"messages": turns, "words": 1, "tools": [4000]}):
         pass
     assert small.asked["messages"] == turns[-1:]
+
+
+@on_stage
+async def test_an_answer_that_nobody_wants_any_more_has_ended_when_it_is_closed(stage: Stage) -> None:
+    """The model has its hands free at once, not when the memory is tidied up next."""
+    small = await stage.serve("small")
+    parts = stage.relay.answer(TALK)
+    small.more.release()
+    await anext(parts)
+    await parts.aclose()
+    assert (small.closed_answers, stage.switcher.answering) == (1, 0)
+
+
+@on_stage
+async def test_a_death_that_nobody_waits_for_is_no_fault_in_the_log(stage: Stage) -> None:
+    """The client hung up before it heard of it; that the model died is told once, by who watches it."""
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    small = await stage.serve("small")
+    parts = stage.relay.answer(TALK)
+    small.more.release()
+    await anext(parts)
+    small.die()
+    await stage.told.until("died", "small")
+    while stage.switcher.answering:
+        await asyncio.sleep(0)
+    await parts.aclose()
+    del parts
+    gc.collect()
+    await asyncio.sleep(0)
+    assert faults == []

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from scaler.answering import collect
+from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable, QueueFull, RequestTimedOut
 from scaler.events import Drained, ScalerEvent
 from scaler.levels import GIB, RAM, Ladder, Level, Saving
@@ -91,6 +92,9 @@ class Runtime:
 
     def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
         return {"ram": 1}
+
+    def describe(self, settings: LevelSettings) -> Description:
+        return Description(settings.model, settings.context_tokens)
 
     def savings(self, settings: LevelSettings) -> Sequence[Saving]:
         return ()
