@@ -107,7 +107,8 @@ class Telling:
 
     async def _tell(self) -> None:
         while (notice := await self._waiting.get()) is not None:
-            if notice.kind == "downgrade":
+            # Who is spared a repetition is spared the look at every process as well.
+            if notice.kind == "downgrade" and not self._notices.repeats(notice):
                 notice = await self._advised(notice)
             if (told := self._notices.tell(notice)) is not None:
                 self._note(PersonTold(told.kind, told.level, told.text))

@@ -66,7 +66,7 @@ class Answering:
                 elif pump.done():
                     break
                 else:
-                    # A bare future: an Event took a tenth of the time that a token spends in this process.
+                    # What an Event would make for each wait as well, with a queue of waiters around it.
                     self._taker = loop.create_future()
                     await self._taker
             if not lease.cut:
@@ -78,7 +78,8 @@ class Answering:
         finally:
             if not pump.done():
                 pump.cancel()
-                await asyncio.gather(pump, return_exceptions=True)
+            # Also where it has failed already: nobody is left whom that would tell anything.
+            await asyncio.gather(pump, return_exceptions=True)
 
     async def _pump(self, request: Mapping[str, Any]) -> None:
         lease, arrived = self._lease, self._arrived

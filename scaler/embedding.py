@@ -8,18 +8,16 @@ loop.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from scaler.errors import LevelUnavailable
+from scaler.errors import LevelUnavailable, ScalerError
+from scaler.events import EmbeddingsGone, EmbeddingsLoaded
 from scaler.monitor import ReadingTaken
 from scaler.proactive import Event, ProactiveScaler
 from scaler.runtimes.protocol import EmbeddingModel, EmbeddingRuntime
 from scaler.settings import EmbeddingSettings
-
-log = logging.getLogger(__name__)
 
 
 class Embeddings:
@@ -37,7 +35,9 @@ class Embeddings:
         self._runtime, self._settings, self._scaler, self._clock = runtime, settings, scaler, clock
         self._where = f"{settings.name}: {settings.model}"
         self._bytes = runtime.embedding_bytes(settings)
-        self._loading = asyncio.Lock()
+        self._turn = asyncio.Lock()
+        self._loading: asyncio.Task[EmbeddingModel] | None = None
+        self._closed = False
         self._model: EmbeddingModel | None = None
         self._watch: asyncio.Task[None] | None = None
         self._unloading: asyncio.Task[None] | None = None
@@ -50,6 +50,10 @@ class Embeddings:
     def name(self) -> str:
         """What programs call the model."""
         return self._settings.name
+
+    def pids(self) -> Collection[int]:
+        """The processes of what is loaded or being loaded; from any thread."""
+        return self._runtime.pids()
 
     async def start(self) -> None:
         """Look after the model at every reading from now on."""
@@ -77,33 +81,55 @@ class Embeddings:
             self._used_s = self._clock()
 
     async def close(self) -> None:
-        """Unload it for good."""
+        """Unload it for good; a load that runs is given up."""
         self._leave()
-        async with self._loading:
+        self._closed = True
+        if self._loading is not None:
+            self._loading.cancel()
+        async with self._turn:
             if self._model is not None:
                 self._let_go("since scaler ends")
             if self._unloading is not None:
                 await self._unloading
 
     async def _loaded(self) -> EmbeddingModel:
-        async with self._loading:
+        async with self._turn:
             if self._unloading is not None:
                 # Whoever gives up waiting does not stop it.
                 await asyncio.shield(self._unloading)
                 self._unloading = None
             if self._model is None:
-                room = self._scaler.room_for(self._bytes)
-                if not room.enough:
-                    raise LevelUnavailable(f"{self._where}: there is no room for it: {room.reason}; try again later")
-                model = await self._runtime.load_embedding(self._settings)
-                self._model, self._why_gone = model, ""
-                self._watch = asyncio.create_task(self._watch_over(model), name=f"watch {self.name}")
+                self._model, self._why_gone = await self._load(), ""
+                self._watch = asyncio.create_task(self._watch_over(self._model), name=f"watch {self.name}")
             return self._model
+
+    async def _load(self) -> EmbeddingModel:
+        room = self._scaler.room_beside(self._bytes)
+        if not room.enough:
+            lacking = "there is no room for it" if room.enough is False else "whether there is room is not known"
+            raise LevelUnavailable(f"{self._where}: {lacking}: {room.reason}; try again later")
+        began_s = self._clock()
+        if not self._closed:
+            self._loading = asyncio.create_task(self._runtime.load_embedding(self._settings), name=f"load {self.name}")
+            try:
+                model = await self._loading
+            except ScalerError as error:
+                self._scaler.note(EmbeddingsGone(self.name, f"it could not be loaded: {error}"))
+                raise
+            except asyncio.CancelledError:
+                if not self._closed:
+                    raise
+            else:
+                self._scaler.note(EmbeddingsLoaded(self.name, self._clock() - began_s, room.reason))
+                return model
+            finally:
+                self._loading = None
+        raise LevelUnavailable(f"{self._where}: it is not loaded any more, since scaler ends")
 
     def _look(self) -> None:
         if self._model is None:
             return
-        room = self._scaler.room_for(0)
+        room = self._scaler.room_beside(0)
         if room.enough is False:
             self._let_go(f"because {room.reason}")
         elif not self._running and (idle_s := self._clock() - self._used_s) >= self._settings.keep_s:
@@ -114,13 +140,13 @@ class Embeddings:
         assert model is not None  # the callers looked
         if self._watch is not None:
             self._watch.cancel()
-        log.info("%s: unloaded, %s", self._where, why)
+        self._scaler.note(EmbeddingsGone(self.name, f"it was unloaded, {why}"))
         self._unloading = asyncio.create_task(model.unload(), name=f"unload {self.name}")
 
     async def _watch_over(self, model: EmbeddingModel) -> None:
         reason = await model.died()
         # Those who wait for an answer are told by the model; the next request loads it anew.
-        log.warning("%s", reason)
+        self._scaler.note(EmbeddingsGone(self.name, f"it died: {reason}"))
         if self._model is model:
             self._model = None
         await model.unload()

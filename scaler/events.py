@@ -129,6 +129,23 @@ class Advised:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingsLoaded:
+    """The embedding model ``name`` was loaded, because it was asked for; ``reason`` is the room that there was."""
+
+    name: str
+    load_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsGone:
+    """The embedding model ``name`` was unloaded, died or could not be loaded; the next request tries again."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PersonTold:
     """A notice went to whoever takes them: ``text``, about a downgrade, an upgrade or a failure of ``level``."""
 
@@ -151,5 +168,7 @@ ScalerEvent = (
     | AnswerHandedOver
     | TurnNotRemembered
     | Advised
+    | EmbeddingsLoaded
+    | EmbeddingsGone
     | PersonTold
 )

@@ -144,7 +144,7 @@ def _room(evidence: Evidence, position: int, limit: float, *, at_limit: bool) ->
     return Verdict(now, usage, limit, f"usage at {{level}} would be {{measured}} of {{total}}; {what}")
 
 
-def room_for(evidence: Evidence, ram_bytes: int) -> Verdict:
+def room_beside(evidence: Evidence, ram_bytes: int) -> Verdict:
     """Usage would be below critical-at if the others took ``ram_bytes`` more of RAM, at the level that serves or will.
 
     Asked for what is loaded beside the ladder. Stepping down does not free it, so that it counts as the others'.

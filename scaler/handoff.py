@@ -111,8 +111,7 @@ class Splice:
             return request
         messages = list(request["messages"])
         if messages and messages[-1].get("role") == "assistant":
-            before = messages.pop()
-            text = f"{before.get('content') or ''}{text}"
+            text = f"{_text_of(messages.pop().get('content'))}{text}"
         return {**request, "messages": [*messages, {"role": "assistant", "content": text}]}
 
     def add(self, level: str, data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -230,6 +229,12 @@ class Seam:
         self._open = undecided
         out, self._pending = self._pending, ""
         return out
+
+
+def _text_of(content: Any) -> str:
+    """The text of a message, which may come in parts; a runtime that goes on with them puts nothing between them."""
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return "".join(part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str))
 
 
 def _thought(delta: Mapping[str, Any]) -> Any:

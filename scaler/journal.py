@@ -25,6 +25,8 @@ from scaler.events import (
     BudgetRestored,
     DecisionMade,
     Drained,
+    EmbeddingsGone,
+    EmbeddingsLoaded,
     Hurried,
     ModelDied,
     PersonTold,
@@ -147,6 +149,8 @@ KINDS = {
     AnswerHandedOver: "handed_over",
     TurnNotRemembered: "not_remembered",
     Advised: "advised",
+    EmbeddingsLoaded: "embeddings_loaded",
+    EmbeddingsGone: "embeddings_gone",
     PersonTold: "told",
 }
 

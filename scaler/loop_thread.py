@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from scaler.errors import ScalerError
@@ -17,11 +17,15 @@ from scaler.errors import ScalerError
 T = TypeVar("T")
 
 
+SHUT_DOWN = "the manager was shut down; make a new one"
+
+
 class LoopThread:
     """Runs coroutines for others until it is stopped."""
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -33,27 +37,38 @@ class LoopThread:
     @property
     def running(self) -> bool:
         """Whether it still takes work."""
-        return self._thread.is_alive() and not self.loop.is_closed()
+        return self._thread.is_alive() and not self._stopping
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start ``work`` on the loop. Raises ScalerError when the loop has been stopped."""
         if not self.running:
             work.close()
-            raise ScalerError("the manager was shut down; make a new one")
+            raise ScalerError(SHUT_DOWN)
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` and wait for it, from a thread without a loop. Raises what it raises."""
+        """Run ``work`` and wait for it, from a thread without a loop. Raises what it raises, ScalerError at the end."""
         if threading.current_thread() is self._thread:
             work.close()
             raise ScalerError("this would wait for itself; use the asynchronous form here")
-        return self.submit(work).result()
+        try:
+            return self.submit(work).result()
+        except CancelledError:
+            raise ScalerError(SHUT_DOWN) from None
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` and await it, from any loop. Cancelling the caller cancels it."""
+        """Run ``work`` and await it, from any loop. Cancelling the caller cancels it. Raises ScalerError at the end."""
         if threading.current_thread() is self._thread:
             return await work
-        return await asyncio.wrap_future(self.submit(work))
+        running = self.submit(work)
+        try:
+            return await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if me is None or me.cancelling():
+                raise
+            # The work was cancelled, and nobody asked its caller to end.
+            raise ScalerError(SHUT_DOWN) from None
 
     async def iterate(self, items: AsyncGenerator[T, None]) -> AsyncIterator[T]:
         """Yield what ``items`` yields on the loop, in any other loop. Closing closes it there."""
@@ -64,19 +79,23 @@ class LoopThread:
             finally:
                 await items.aclose()
             return
+        # A step that is cancelled takes a while to end, and what is being stepped through cannot be closed.
+        steps = asyncio.Lock()
         try:
-            while (item := await self.run(_next(items))) is not _END:
+            while (item := await self.run(_next(items, steps))) is not _END:
                 yield item
         finally:
             if self.running:
-                await self.run(_close(items))
+                await self.run(_close(items, steps))
 
     def stop(self) -> None:
         """Cancel what runs, end the loop and join the thread. Safe to call twice."""
         if self.running:
-            self.submit(self._cancel_all()).result()
+            # From here on nothing is taken that nobody would be left to end.
+            self._stopping = True
+            asyncio.run_coroutine_threadsafe(self._cancel_all(), self.loop).result()
             self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join()
+        self._thread.join()
 
     async def _cancel_all(self) -> None:
         me = asyncio.current_task()
@@ -92,10 +111,12 @@ class LoopThread:
 _END: Any = object()
 
 
-async def _next(items: AsyncGenerator[T, None]) -> T:
-    # StopAsyncIteration may not leave a coroutine, so the end is an item of its own.
-    return await anext(items, _END)
+async def _next(items: AsyncGenerator[T, None], steps: asyncio.Lock) -> T:
+    async with steps:
+        # StopAsyncIteration may not leave a coroutine, so the end is an item of its own.
+        return await anext(items, _END)
 
 
-async def _close(items: AsyncGenerator[Any, None]) -> None:
-    await items.aclose()
+async def _close(items: AsyncGenerator[Any, None], steps: asyncio.Lock) -> None:
+    async with steps:
+        await items.aclose()

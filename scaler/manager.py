@@ -38,7 +38,6 @@ from scaler.notices import Notice, Notices, notice_of
 from scaler.notify import outboxes
 from scaler.proactive import Event, ProactiveScaler
 from scaler.relaying import Relay
-from scaler.runtimes.gguf_description import describe
 from scaler.sensors import Sensor, default_sensors
 from scaler.sensors.programs import ProgramSurvey
 from scaler.switching import Switcher
@@ -136,7 +135,7 @@ class ModelManager:
         )
         self._adviser = Adviser(
             self._proactive_scaler.room,
-            ProgramSurvey(lambda: self._switcher.pids()),
+            ProgramSurvey(self._pids),
             parts.levels,
             parts.ladder,
             lambda: (
@@ -184,12 +183,17 @@ class ModelManager:
 
     def describe(self, level: str) -> Description:
         """What is known of a level's model. Reads its file. Raises KeyError for a level that is not on the ladder."""
-        return describe(self._levels[level][1])
+        runtime, settings = self._levels[level]
+        return runtime.describe(settings)
 
     def takes(self, level: str) -> tuple[int, int]:
         """The bytes of RAM and of GPU memory that a level alone takes, as declared or estimated."""
         alone = self._proactive_scaler.ladder.alone(level)
         return alone.get(RAM, 0), sum(taken for resource, taken in alone.items() if resource != RAM)
+
+    def _pids(self) -> tuple[int, ...]:
+        """The roots of the process trees of every model, the embedding model's too."""
+        return (*self._switcher.pids(), *(self._embeddings.pids() if self._embeddings is not None else ()))
 
     # ---------------------------------------------------------------- answers
 

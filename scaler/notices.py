@@ -93,6 +93,11 @@ class Notices:
         self._takers.append(taker)
         return lambda: self._takers.remove(taker) if taker in self._takers else None
 
+    def repeats(self, notice: Notice) -> bool:
+        """Whether the same was told within the minute, so that it would only be counted now."""
+        told_s = self._told_s.get((notice.kind, notice.level))
+        return told_s is not None and self._clock() - told_s < QUIET_S
+
     def tell(self, notice: Notice) -> Notice | None:
         """Tell the takers, unless this kind is not wanted or the same was told within the minute; returns what was.
 
@@ -101,10 +106,10 @@ class Notices:
         if notice.kind == "upgrade" and not self._upgrades:
             return None
         same, now_s = (notice.kind, notice.level), self._clock()
-        told_s = self._told_s.get(same)
-        if told_s is not None and now_s - told_s < QUIET_S:
+        if self.repeats(notice):
             self._withheld[same] = self._withheld.get(same, 0) + 1
             return None
+        told_s = self._told_s.get(same)
         self._told_s[same] = now_s
         times = self._withheld.pop(same, 0) + 1
         if told_s is not None and times > 1:

@@ -29,7 +29,7 @@ from scaler.events import (
     SwitchDone,
     SwitchFailed,
 )
-from scaler.guards import GUARDS, explain, room_for, shortfall
+from scaler.guards import GUARDS, explain, room_beside, shortfall
 from scaler.journal import Journal, JournalError, record_of
 from scaler.levels import OFF, Ladder
 from scaler.machine import Decision, LevelMachine, Outlook, Switch
@@ -211,7 +211,7 @@ class ProactiveScaler:
         known = self._preflight
         return Preflight(known.action, known.level, known.max_tokens, known.reason, age)
 
-    def room_for(self, ram_bytes: int) -> RoomBeside:
+    def room_beside(self, ram_bytes: int) -> RoomBeside:
         """Whether something that is no level may take ``ram_bytes`` of RAM now, or go on to hold what it has with 0.
 
         Touches no sensor, unless monitoring runs and its reading is stale.
@@ -219,7 +219,7 @@ class ProactiveScaler:
         age = self.check_preflight_resources().reading_age_s
         with self._lock:
             evidence = self._machine.evidence
-            verdict = room_for(evidence, ram_bytes)
+            verdict = room_beside(evidence, ram_bytes)
             reason = explain(evidence, evidence.highest, verdict)
         if age is None or verdict.measured is None:
             return RoomBeside(None, "no reading yet")

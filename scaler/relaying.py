@@ -6,7 +6,8 @@ Owns a request from its arrival to its end. Knows no thresholds, loads nothing a
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from scaler.answering import Answering, Chunk
@@ -14,12 +15,15 @@ from scaler.conversations.fitting import fit
 from scaler.errors import LevelUnavailable, NeverAsked, QueueFull, RequestRejected, RequestTimedOut
 from scaler.events import AnswerHandedOver
 from scaler.handoff import Splice, token_limit, without_thinking
+from scaler.normal_form import normal_form
 from scaler.proactive import Preflight, ProactiveScaler
 from scaler.settings import LevelSettings
 from scaler.switching import Lease, Switcher
 
 ANSWER_SHARE = 4
 """Where a request names no token limit, this part of the context window (a quarter) is kept for the answer."""
+BESIDES = ("tools", "response_format", "chat_template_kwargs")
+"""What a chat template may put into the prompt beside the messages."""
 DEATHS = 2
 """An answer under which so many models died may be what kills them; no further level is tried."""
 
@@ -50,7 +54,7 @@ class Relay:
         chunks are shown as they come; else an answer that cannot be continued half way is begun anew.
         Raises QueueFull, RequestTimedOut, LevelUnavailable, RequestRejected.
         """
-        scaler, splice = self._scaler, Splice(request, streamed=streamed)
+        scaler, splice = self._scaler, Splice(normal_form(request), streamed=streamed)
         scaler.want(True)
         until, deaths = self._clock() + self._wait_s, 0
         failure: LevelUnavailable | None = None
@@ -69,11 +73,13 @@ class Relay:
                 break
             answering, failure, leased_s = Answering(lease), None, self._clock()
             try:
-                async for arrived in answering.stream(await self._prepare(todo, splice, lease, check)):
-                    if passed := [Chunk(*one) for data in arrived for one in splice.add(lease.level, data)]:
-                        yield passed
-                    if splice.stopped:
-                        return
+                asked = await self._prepare(todo, splice, lease, check)
+                async with aclosing(answering.stream(asked)) as arriving:
+                    async for arrived in arriving:
+                        if passed := [Chunk(*one) for data in arrived for one in splice.add(lease.level, data)]:
+                            yield passed
+                        if splice.stopped:
+                            return
             except LevelUnavailable as error:
                 failure, deaths = error, deaths + (not isinstance(error, NeverAsked))
             except RequestRejected:
@@ -132,6 +138,10 @@ class Relay:
             if splice.text:
                 # What was said already is no turn that could be left out.
                 said = [messages.pop()]
-                reserved += await lease.model.count_tokens(said)
-            asked["messages"] = [*await fit(messages, context - reserved, lease.model.count_tokens), *said]
+
+            async def count(some: Sequence[Mapping[str, Any]]) -> int:
+                return await lease.model.count_tokens({**asked, "messages": [*some, *said]})
+
+            besides = bool(said) or any(asked.get(key) for key in BESIDES)
+            asked["messages"] = [*await fit(messages, context - reserved, count, besides=besides), *said]
         return asked

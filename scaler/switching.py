@@ -318,6 +318,7 @@ class Switcher:
                 continue
             try:
                 self._standby[name] = (await self._load(name))[0]
+                self._opened.set()
             except (LevelUnavailable, MissingExtra) as error:
                 # Serving goes on without it: stepping down takes a load then. The next switch tries again.
                 self._reports.note(StandbyLost(name, str(error)))

@@ -132,6 +132,10 @@ def _words(event: Mapping[str, Any]) -> str:
                 return f"nothing to suggest: {event['reason']}"
             others = f" (and {len(suggestions) - 1} more)" if len(suggestions) > 1 else ""
             return f"suggested: {suggestions[0]['text']}{others}"
+        case "embeddings_loaded":
+            return f"{event['name']} loaded in {event['load_s']:.2f} s: {event['reason']}"
+        case "embeddings_gone":
+            return f"{event['name']} is gone: {event['reason']}"
         case "told":
             return f"told: {event['text']}"
         case "standby_lost":

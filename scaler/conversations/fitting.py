@@ -17,14 +17,17 @@ async def fit(
     messages: Sequence[Message],
     room_tokens: int,
     count: Callable[[Sequence[Message]], Awaitable[int]],
+    *,
+    besides: bool = False,
 ) -> list[Message]:
     """The messages that fit into ``room_tokens``: system prompt and latest turns first.
 
     Keeps leading system messages, and of the rest as much of its end as fits, but always the last message, with its
     question and, if it is a tool's result, with its call. The exact count is asked for only when the text could be too
-    long: a token stands for one byte at least.
+    long, as a token stands for one byte at least, or when ``besides`` says that more than the messages is counted.
     """
-    if sum(_most_tokens(message) for message in messages) <= room_tokens or await count(messages) <= room_tokens:
+    surely = not besides and sum(_most_tokens(message) for message in messages) <= room_tokens
+    if surely or await count(messages) <= room_tokens:
         return list(messages)
     first = next((i for i, m in enumerate(messages) if m.get("role") not in ("system", "developer")), len(messages))
     head, cuts = list(messages[:first]), _cuts(messages[first:])

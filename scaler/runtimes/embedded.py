@@ -12,11 +12,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Map
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable, MissingExtra, NeverAsked, RequestRejected
 from scaler.levels import GIB, RAM, Saving, gpu_resource
 from scaler.runtimes.embedded_process import EmbeddedProcess
 from scaler.runtimes.embedded_server import SPARE_THREADS
 from scaler.runtimes.event_stream import EventStream
+from scaler.runtimes.gguf_description import describe
 from scaler.runtimes.gguf_size import CACHE_BLOCK, Shape, pools, serving_bytes, shape_of, weights_bytes
 from scaler.settings import EmbeddingSettings, LevelSettings
 
@@ -60,6 +62,10 @@ class EmbeddedRuntime:
             )
         vram = int(settings.vram_gib * GIB)
         return {RAM: ram, gpu_resource(settings.gpu): vram} if vram else {RAM: ram}
+
+    def describe(self, settings: LevelSettings) -> Description:
+        """As the GGUF file says."""
+        return describe(settings)
 
     def savings(self, settings: LevelSettings) -> Sequence[Saving]:
         """Of RAM, by the cache that the file's shape makes necessary; raises LevelUnavailable."""
@@ -113,7 +119,8 @@ class EmbeddedRuntime:
         level = LevelSettings(parallel=1, **settings.model_dump(include=alike))
         weights_bytes(level.name, level.model)
         try:
-            pooling = settings.pooling or ("unspecified" if pools(level.model) else "mean")
+            # In a thread: answers of levels go on while a large vocabulary is skipped.
+            pooling = settings.pooling or ("unspecified" if await asyncio.to_thread(pools, level.model) else "mean")
         except (OSError, ValueError) as error:
             raise LevelUnavailable(f"{level.name}: {level.model}: {error}; correct the model") from error
         return await self._load(level, lambda _: None, pooling)
@@ -180,7 +187,6 @@ class EmbeddedModel:
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
             cookie_jar=aiohttp.DummyCookieJar(),
-            read_bufsize=EVENT_LIMIT_BYTES,
         )
         # A request holds one of the server's threads from its arrival on, even while it waits for a slot. Twelve
         # streams took them all, and /health and /tokenize were not answered until one ended. So requests wait here.
@@ -258,9 +264,9 @@ class EmbeddedModel:
                     f"a text of {length} tokens is too long: {self._name} takes {self._context_tokens} at the most"
                 )
 
-    async def count_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
-        """Tokens of the messages as the model's own template and vocabulary have them."""
-        prompt = (await self._post("/apply-template", {"messages": list(messages)}))["prompt"]
+    async def count_tokens(self, request: Mapping[str, Any]) -> int:
+        """Tokens of the prompt as the model's own template and vocabulary have it."""
+        prompt = (await self._post("/apply-template", request))["prompt"]
         tokens = await self._post("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})
         return len(tokens["tokens"])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+from scaler.descriptions import Description
 from scaler.levels import Saving
 from scaler.settings import EmbeddingSettings, LevelSettings
 
@@ -30,8 +31,8 @@ class LoadedModel(Protocol):
     def complete(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """The same for an OpenAI completion request, which has a ``prompt``: `text_completion` objects."""
 
-    async def count_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
-        """How many tokens of the context window these messages take as a prompt."""
+    async def count_tokens(self, request: Mapping[str, Any]) -> int:
+        """How many tokens of the context window the prompt of a chat request takes: messages, tools and all."""
 
     async def health(self) -> bool:
         """Whether the model can take a request now."""
@@ -51,6 +52,9 @@ class Runtime(Protocol):
 
     def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
         """Estimate what serving the level will take, in bytes a resource; raises LevelUnavailable."""
+
+    def describe(self, settings: LevelSettings) -> Description:
+        """What is known of the level's model, without loading it. May take a tenth of a second; raises nothing."""
 
     def savings(self, settings: LevelSettings) -> Sequence[Saving]:
         """What other settings would save of the level's estimated footprint, the mildest change first.
@@ -92,6 +96,9 @@ class EmbeddingRuntime(Protocol):
 
     def embedding_bytes(self, settings: EmbeddingSettings) -> int:
         """Estimate what the model will take of RAM; raises LevelUnavailable."""
+
+    def pids(self) -> Collection[int]:
+        """The processes of everything that is loaded or being loaded; from any thread."""
 
     async def load_embedding(self, settings: EmbeddingSettings) -> EmbeddingModel:
         """Load it and return when it can answer. Cancelling ends what was started. Raises LevelUnavailable."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from http import HTTPStatus
 
 from aiohttp import web
 
-from scaler.errors import PinRefused, ScalerError
+from scaler.errors import PinRefused, RequestRejected, ScalerError
 from scaler.manager import ModelManager
 from scaler.report import advice_report, preflight_report, status_report
+from scaler.serving.bodies import json_object
 from scaler.serving.errors import error_body
 
 
@@ -58,12 +58,13 @@ class Control:
     async def pin(self, request: web.Request) -> web.Response:
         """Pin ``{"level": NAME}``."""
         try:
-            body = json.loads(await request.read())
-            level = body["level"]
-        except (ValueError, KeyError, TypeError):
+            level = json_object(await request.read()).get("level")
+        except RequestRejected as error:
+            return web.json_response(error_body(str(error)), status=error.status)
+        if not isinstance(level, str):
             return web.json_response(error_body('expected {"level": NAME}'), status=HTTPStatus.BAD_REQUEST)
         try:
-            self._manager.scaler.pin(str(level))
+            self._manager.scaler.pin(level)
         except PinRefused as error:
             return web.json_response(error_body(str(error), code="pin_refused"), status=HTTPStatus.CONFLICT)
         return web.json_response({"pinned": level})

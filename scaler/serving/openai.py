@@ -7,7 +7,6 @@ The model is ``auto``: whatever level serves; those who insist name a level. Whi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import accumulate
 from types import UnionType
 from typing import Any
 
@@ -23,9 +22,6 @@ from scaler.serving.errors import body_of
 
 NO_LIMIT = -1
 """As a token limit it means none to llama.cpp and LM Studio, and so to programs that were written for them."""
-
-GRAMMAR_DEPTH = 100
-"""llama.cpp dies of a grammar whose brackets are nested without end (10,000 deep); people's are a few deep."""
 
 _KINDS: Mapping[str, tuple[type | UnionType, str]] = {
     "stream": (bool, "true or false"),
@@ -146,13 +142,7 @@ def checked(raw: bytes) -> dict[str, Any]:
         # To Python, true is a number as well.
         if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
             raise RequestRejected(f"{name!r} must be {words}")
-    if _depth(body.get("grammar") or "") > GRAMMAR_DEPTH:
-        raise RequestRejected(f"'grammar' must not nest its brackets more than {GRAMMAR_DEPTH} deep")
     return body
-
-
-def _depth(grammar: str) -> int:
-    return max(accumulate((character == "(") - (character == ")") for character in grammar), default=0)
 
 
 def _check_messages(body: Mapping[str, Any]) -> None:

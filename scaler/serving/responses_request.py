@@ -190,23 +190,13 @@ def _response_format(text: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _add_tools(chat: dict[str, Any], body: Mapping[str, Any]) -> None:
-    """Tools in their chat form, and the choice between them.
-
-    llama.cpp knows no choice of one tool by its name: that is one tool that must be called.
-    """
+    """Tools and the choice between them in their chat form."""
     tools = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(_of(body, "tools", list, "a list") or ())]
-    choice, names = body.get("tool_choice"), [tool["function"]["name"] for tool in tools]
-    if isinstance(choice, dict):
-        choice, named = _chosen(choice)
-        if unknown := [name for name in named if name not in names]:
-            raise RequestRejected(f"'tool_choice' names {unknown[0]!r}, which is none of 'tools'")
-        tools = [tool for tool in tools if tool["function"]["name"] in named]
-    if choice not in (None, "none", "auto", "required"):
-        raise RequestRejected("'tool_choice' must be none, auto, required or an object")
+    choice = body.get("tool_choice")
     if tools:
         chat["tools"] = tools
-        if choice is not None:
-            chat["tool_choice"] = choice
+    if choice is not None:
+        chat["tool_choice"] = _choice(choice) if isinstance(choice, dict) else choice
 
 
 def _tool(tool: Any, at: str) -> dict[str, Any]:
@@ -219,15 +209,15 @@ def _tool(tool: Any, at: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": _text(tool, "name", at), **function}}
 
 
-def _chosen(choice: Mapping[str, Any]) -> tuple[Any, list[str]]:
+def _choice(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """A choice by names. Which of the tools are meant, and which kinds there are, is the chat's affair."""
     if choice.get("type") == "function":
-        return "required", [_text(choice, "name", "tool_choice")]
+        return {"type": "function", "function": {"name": _text(choice, "name", "tool_choice")}}
     if choice.get("type") == "allowed_tools":
-        allowed = _listed(choice.get("tools"), "tool_choice.tools")
-        return choice.get("mode", "auto"), [_text(tool, "name", at) for at, tool in allowed]
-    raise RequestRejected(
-        f"'tool_choice' is of the type {choice.get('type')!r}; possible are function and allowed_tools"
-    )
+        named = [_text(tool, "name", at) for at, tool in _listed(choice.get("tools"), "tool_choice.tools")]
+        tools = [{"type": "function", "function": {"name": name}} for name in named]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode", "auto"), "tools": tools}}
+    return {"type": choice.get("type")}
 
 
 def _add_effort(chat: dict[str, Any], effort: Any) -> None:

@@ -190,3 +190,14 @@ def test_a_prompt_is_completed_from_where_it_stands() -> None:
     splice.add("large", {"choices": [{"index": 0, "text": " upon", "finish_reason": None}]})
     assert splice.next_request() == {"prompt": "Once upon", "max_tokens": 8}
     assert splice.ending() == [{"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}]
+
+
+def test_an_answer_that_the_client_began_in_parts_is_gone_on_with_as_one_text() -> None:
+    """What a list looks like in Python is nothing that a model should read as its own words."""
+    parts = [{"type": "text", "text": "One, "}, {"type": "text", "text": "two"}]
+    splice = Splice({"messages": [ASK, {"role": "assistant", "content": parts}]}, streamed=True)
+    splice.next_request()
+    splice.add("large", said(", three"))
+    request = splice.next_request()
+    assert request is not None
+    assert request["messages"] == [ASK, {"role": "assistant", "content": "One, two, three"}]

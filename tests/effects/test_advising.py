@@ -84,6 +84,14 @@ def test_a_downgrade_is_told_without_a_suggestion_where_there_is_none() -> None:
     assert noted[0].reason == "no program holds enough"
 
 
+def test_for_what_is_not_told_again_nobody_looks() -> None:
+    """Where levels come and go, each look would cost a quarter of a second, for a sentence that nobody gets."""
+    advice = Advice("small", {}, None, (Suggestion("closing firefox would do", "large", {}),), None)
+    told, noted = tell(Prepared(lambda: advice), DOWN, DOWN, DOWN)
+    assert told == ["large gives way to small; closing firefox would do"]
+    assert [type(event) for event in noted] == [Advised, PersonTold]
+
+
 def test_a_look_that_hangs_or_fails_keeps_no_notice(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

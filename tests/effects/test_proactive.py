@@ -338,14 +338,14 @@ def test_room_beside_the_ladder_is_told_in_numbers() -> None:
     """At the level that serves, against critical-at; and nobody guesses where nothing was read, or not for long."""
     bench = Bench()
     scaler = bench.scaler
-    assert scaler.room_for(0).enough is None
+    assert scaler.room_beside(0).enough is None
     bench.read(2.0)
     assert scaler.status().state == "small"
-    assert scaler.room_for(12 * GIB).enough is True
-    tight = scaler.room_for(13 * GIB)
+    assert scaler.room_beside(12 * GIB).enough is True
+    tight = scaler.room_beside(13 * GIB)
     assert tight.enough is False
     assert tight.reason == "usage at small would be 100 % of 16 GiB with 13 GiB more; 95 % is critical"
     bench.read(15.5)
-    assert scaler.room_for(0).enough is False
+    assert scaler.room_beside(0).enough is False
     bench.clock.now_s += 60.0
-    assert scaler.room_for(0) == RoomBeside(None, "the last reading is 60 s old")
+    assert scaler.room_beside(0) == RoomBeside(None, "the last reading is 60 s old")

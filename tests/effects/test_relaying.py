@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from scaler.answering import Chunk
 from scaler.errors import LevelUnavailable, RequestTimedOut
 from scaler.events import AnswerHandedOver, StandbyLost
-from tests.effects.test_switching import Stage, on_stage
+from scaler.settings import LevelSettings
+from tests.effects.test_switching import Model, Stage, on_stage
 
 TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "talk"}], "words": 4}
 in_a_hurry = partial(on_stage, wait_s=0.05)
@@ -186,3 +189,47 @@ async def test_one_who_insists_on_the_level_that_stands_by_is_answered_by_it(sta
     assert levels == {"small"}
     with pytest.raises(RequestTimedOut, match="medium did not serve"):
         await stage.switcher.lease(0.01, lambda: "why", level="medium")
+
+
+@with_standby
+async def test_one_who_waits_for_a_level_is_answered_as_soon_as_it_stands_by(stage: Stage) -> None:
+    """Not only when the next switch comes by, which may be never."""
+    load, gate = stage.runtime.load, stage.runtime.gate
+
+    async def one_by_one(settings: LevelSettings, progress: Callable[[float], None]) -> Model:
+        model = await load(settings, progress)
+        gate.clear()
+        return model
+
+    with mock.patch.object(stage.runtime, "load", one_by_one):
+        ticket = stage.ask("large")
+        while "load small" not in stage.runtime.log:
+            await asyncio.sleep(0)
+        waiting = asyncio.create_task(stage.switcher.lease(5.0, lambda: "why", level="small"))
+        while not stage.switcher.waiting:
+            await asyncio.sleep(0)
+        gate.set()
+        await stage.told.until("switched", ticket)
+    assert (await waiting).level == "small"
+
+
+@on_stage
+async def test_tools_take_their_part_of_the_context_window(stage: Stage) -> None:
+    """The oldest turns make room for them; else the runtime would refuse a conversation that could be answered."""
+    small = await stage.serve("small")
+    small.more.release()
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    async for _ in stage.relay.answer({"messages": turns, "words": 1, "tools": [4000]}):
+        pass
+    assert small.asked["messages"] == turns[-1:]
+
+
+@on_stage
+async def test_an_answer_that_nobody_wants_any_more_has_ended_when_it_is_closed(stage: Stage) -> None:
+    """The model has its hands free at once, not when the memory is tidied up next."""
+    small = await stage.serve("small")
+    parts = stage.relay.answer(TALK)
+    small.more.release()
+    await anext(parts)
+    await parts.aclose()
+    assert (small.closed_answers, stage.switcher.answering) == (1, 0)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from scaler.answering import collect
+from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable, NeverAsked, QueueFull, RequestTimedOut
 from scaler.events import Drained, ScalerEvent
 from scaler.levels import GIB, RAM, Ladder, Level, Saving
@@ -29,12 +30,14 @@ class Model:
     def __init__(self, runtime: Runtime, name: str) -> None:
         self.name = name
         self._runtime = runtime
+        self.asked: Mapping[str, Any] = {}
         self.more = asyncio.Semaphore(0)
         self.ended = asyncio.Event()
         self.busy = runtime.busy
         self.closed_answers = 0
 
     async def chat(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        self.asked = request
         if self.busy:
             await self.ended.wait()
             raise NeverAsked(f"{self.name}: gone")
@@ -66,8 +69,9 @@ class Model:
     def complete(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         raise NotImplementedError
 
-    async def count_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
-        return len(messages)
+    async def count_tokens(self, request: Mapping[str, Any]) -> int:
+        tools: Sequence[int] = request.get("tools", ())
+        return len(request["messages"]) + sum(tools)
 
     async def health(self) -> bool:
         return True
@@ -93,6 +97,9 @@ class Runtime:
 
     def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
         return {"ram": 1}
+
+    def describe(self, settings: LevelSettings) -> Description:
+        return Description(settings.model, settings.context_tokens)
 
     def savings(self, settings: LevelSettings) -> Sequence[Saving]:
         return ()

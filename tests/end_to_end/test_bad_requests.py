@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from tests.end_to_end.test_endpoint import post
 
@@ -12,6 +16,8 @@ Running = Callable[..., Any]
 USER = {"role": "user", "content": "Who are you?"}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+CHAIN = {f"d{number}": {"$ref": f"#/$defs/d{number + 1}"} for number in range(20_000)}
+ENDLESS = {"$ref": "#/$defs/d0", "$defs": {**CHAIN, "d20000": {"type": "string"}}}
 WRONG: list[tuple[str, dict[str, Any]]] = [
     ("temperature", {"temperature": "hot"}),
     ("top_p", {"top_p": [1]}),
@@ -33,6 +39,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("schema", {"response_format": SCHEMA}),
     ("'logit_bias'", {"logit_bias": "x"}),
     ("'parallel_tool_calls'", {"parallel_tool_calls": "x"}),
+    ("$ref", {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": ENDLESS}}}),
+    ("none of 'tools'", {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}),
     ("'grammar'", {"grammar": 3}),
     ("'grammar'", {"grammar": "root ::= " + "(" * 100_000 + '"a"' + ")" * 100_000}),
     ("reasoning format", {"reasoning_format": "x"}),
@@ -79,6 +87,17 @@ def test_json_that_nothing_could_pass_on_is_refused(serving: Running) -> None:
             status, answer, _ = post(f"{url}/v1/chat/completions", body.encode())
             assert status == 400, rest[:20]
             assert "not JSON" in answer["error"]["message"]
+
+
+def test_a_pin_that_names_nothing_is_refused(serving: Running) -> None:
+    """However it is written: it is no fault of scaler's."""
+    with serving() as (url, _, _):
+        for body in (b"", b"{}", b"[]", b'{"level": 3}', b'{"level": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"):
+            request = urllib.request.Request(f"{url}/pin", body, method="PUT")
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=30)
+            assert refused.value.code == 400
+            assert json.load(refused.value)["error"]["type"] == "invalid_request_error"
 
 
 def test_several_prompts_are_completed_at_once(serving: Running) -> None:

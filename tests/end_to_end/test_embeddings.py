@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,8 @@ import openai
 import psutil
 import pytest
 
+from scaler.errors import ScalerError
+from scaler.sensors.programs import LEAST_BYTES
 from tests.end_to_end.conftest import MIB, Machine
 from tests.end_to_end.test_endpoint import client, post
 
@@ -116,6 +119,55 @@ def test_it_is_unloaded_at_once_when_memory_turns_critical(
         assert status == 503
         assert "it was unloaded, because usage at off is" in answer["error"]["message"]
         watch.until(lambda: not pids(manager), "the process to end")
+
+
+def test_no_advice_is_to_close_the_embedding_model(serving: Running, embeddings: dict[str, Any]) -> None:
+    """It is scaler's own, although it is no level."""
+    with serving(embeddings={**embeddings, "context_tokens": 2048}) as (url, manager, _):
+        assert post(f"{url}/v1/embeddings", b'{"input": "x"}')[0] == 200
+        (pid,) = pids(manager)
+        assert psutil.Process(pid).memory_full_info().uss > LEAST_BYTES
+        assert pid not in [program.pid for program in manager._adviser._survey.take(gpus=False).programs]
+
+
+def test_a_load_that_runs_at_the_end_is_given_up(
+    running: Running, embeddings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take minutes; who waits for the vectors is told, and no process stays."""
+    begun, given_up = threading.Event(), threading.Event()
+
+    async def load(*_: Any) -> None:
+        begun.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            given_up.set()
+
+    with running(embeddings=embeddings) as (manager, watch), ThreadPoolExecutor() as pool:
+        watch.readings(1)
+        monkeypatch.setattr(manager._embeddings._runtime, "load_embedding", load)
+        first, second = (pool.submit(asyncio.run, manager.embed(["x"])) for _ in range(2))
+        assert begun.wait(10)
+        manager.shutdown()
+        assert given_up.is_set()
+        for asked in (first, second):
+            with pytest.raises(ScalerError, match=r"scaler ends|was shut down"):
+                asked.result(10)
+
+
+def test_what_becomes_of_it_stands_in_the_journal(serving: Running, embeddings: dict[str, Any], tmp_path: Path) -> None:
+    """Its memory comes and goes by decisions of scaler's, and they are told like any other."""
+    with serving(embeddings=embeddings) as (url, manager, watch):
+        assert post(f"{url}/v1/embeddings", b'{"input": "x"}')[0] == 200
+        os.kill(pids(manager)[0], signal.SIGKILL)
+        watch.until(lambda: not pids(manager), "its end to be noticed")
+        assert post(f"{url}/v1/embeddings", b'{"input": "x"}')[0] == 200
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    told = [line for line in lines if line["event"].startswith("embeddings")]
+    assert [line["event"].removeprefix("embeddings_") for line in told] == ["loaded", "gone", "loaded", "gone"]
+    assert "with " in told[0]["reason"]
+    assert "it died: embeddings: " in told[1]["reason"]
+    assert told[3]["reason"] == "it was unloaded, since scaler ends"
 
 
 def test_it_is_unloaded_when_nobody_has_asked_for_long(serving: Running, embeddings: dict[str, Any]) -> None:

@@ -119,8 +119,34 @@ def test_an_answer_comes_word_by_word_and_ends_with_the_usage(settings: Callable
             assert "".join(words[:4] if words[0] else words[1:4]).startswith(" The small")
             assert len([word for word in words if word]) >= 10
             usage = chunks[-1]["usage"]
-            assert usage["prompt_tokens"] == await model.count_tokens(ASK["messages"])
+            assert usage["prompt_tokens"] == await model.count_tokens(ASK)
             assert usage["completion_tokens"] == 13
+
+    asyncio.run(body())
+
+
+def test_the_count_of_a_prompt_is_what_the_model_reads_of_it(
+    settings: Callable[..., LevelSettings], demo_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """With its tools, and with what goes into the template: else a conversation would be fitted to too large a room."""
+    parameters = {"type": "object", "properties": {"where": {"type": "string", "description": "a place " * 20}}}
+    tool = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": parameters}}
+    template = (
+        "{{ tools | tojson if tools }}{{ enable_thinking }}"
+        "{% for message in messages %}{{ message.role + message.content }}{% endfor %}"
+    )
+    told = tmp_path / "told.gguf"
+    write = (sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template", template)
+    subprocess.run([*write, demo_models["small"], told], check=True, capture_output=True)
+
+    async def body() -> None:
+        async with loaded(settings(model=told)) as (_, model):
+            plain = await model.count_tokens(ASK)
+            for more in ({"tools": [tool]}, {"chat_template_kwargs": {"enable_thinking": True}}):
+                ask = {**ASK, "max_tokens": 1, **more}
+                chunks = [chunk async for chunk in model.chat(ask)]
+                assert await model.count_tokens(ask) == chunks[-1]["usage"]["prompt_tokens"]
+            assert await model.count_tokens({**ASK, "tools": [tool]}) > plain + 100
 
     asyncio.run(body())
 
@@ -318,7 +344,7 @@ def test_streams_do_not_keep_the_server_from_being_asked(settings: Callable[...,
                     await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED)
                 async with asyncio.timeout(4):
                     assert await model.health()
-                    assert await model.count_tokens(ASK["messages"]) > 0
+                    assert await model.count_tokens(ASK) > 0
                 # As many as there are slots; the others wait.
                 assert sum(task.done() for task in begun) <= 2
             finally:
@@ -355,7 +381,7 @@ def test_an_unloaded_model_says_so(settings: Callable[..., LevelSettings]) -> No
             os.kill(pid, signal.SIGCONT)
             async with asyncio.timeout(5):
                 await unloading
-                late = (rest(pausing), text_of(model, ASK), model.count_tokens(ASK["messages"]))
+                late = (rest(pausing), text_of(model, ASK), model.count_tokens(ASK))
                 errors = await asyncio.gather(*told, *late, return_exceptions=True)
             begun, waiting = LevelUnavailable, NeverAsked
             assert [type(error) for error in errors] == [begun, waiting, begun, waiting, waiting]

@@ -230,8 +230,11 @@ def test_options_become_those_of_a_chat() -> None:
     )
     assert chat == {
         "messages": [{"role": "user", "content": "Look."}],
-        "tools": [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}, "strict": True}}],
-        "tool_choice": "required",
+        "tools": [
+            {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}, "strict": True}},
+            {"type": "function", "function": {"name": "smell"}},
+        ],
+        "tool_choice": {"type": "function", "function": {"name": "look"}},
         "response_format": {
             "type": "json_schema",
             "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": True},
@@ -269,9 +272,8 @@ def test_options_become_those_of_a_chat() -> None:
         ({"tools": [{"type": "web_search"}]}, r"'tools\[0\]' is of the type 'web_search'; only functions"),
         ({"tools": [{"type": "function"}]}, r"'tools\[0\]\.name' must be a text"),
         ({"tools": 3}, "'tools' must be a list"),
-        ({"tool_choice": "x"}, "'tool_choice' must be none, auto"),
-        ({"tool_choice": {"type": "function", "name": "x"}}, "none of 'tools'"),
-        ({"tool_choice": {"type": "mcp"}}, "possible are function and allowed_tools"),
+        ({"tool_choice": {"type": "function"}}, r"'tool_choice\.name' must be a text"),
+        ({"tool_choice": {"type": "allowed_tools", "tools": 3}}, r"'tool_choice\.tools' must be a text, or a list"),
         ({"text": {"format": {"type": "xml"}}}, "possible are text, json_object, json_schema"),
         ({"text": {"format": {"type": "json_schema"}}}, r"'text\.format\.schema' must be an object"),
         ({"text": "x"}, "'text' must be an object"),
