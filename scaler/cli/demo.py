@@ -14,7 +14,7 @@ from scaler.events import DecisionMade, SwitchDone
 from scaler.levels import OFF
 from scaler.proactive import Event
 
-PICTURE_LINES = 22
+PICTURE_LINES = 23
 """How high the picture is without the decisions, in lines."""
 
 
@@ -27,12 +27,13 @@ def _run(args: argparse.Namespace) -> int:
         from rich.console import Console
         from rich.live import Live
 
+        from scaler.demo.count import Count
         from scaler.demo.picture import Moment, Picture
+        from scaler.demo.stage import DWELL_S, Act, Chat, demo_config, play
     except ModuleNotFoundError as error:
         raise MissingExtra(
-            f"{error.name} is not installed; install it with: pip install 'capability-scaler[demo,llama]'"
+            f"{error.name} is not installed; install it with: pip install 'capability-scaler[demo,llama,server]'"
         ) from error
-    from scaler.demo.stage import DWELL_S, Act, Chat, demo_config, play
     from scaler.manager import ModelManager
 
     console = Console()
@@ -73,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
         live = console.is_terminal and not args.plain
         shown = 0
 
-        def show(act: Act, held: int, chat: Chat) -> None:
+        def show(act: Act, held: int, chat: Chat, count: Count) -> None:
             nonlocal shown
             status = scaler.status()
             usage = status.usage.get("ram")
@@ -85,6 +86,7 @@ def _run(args: argparse.Namespace) -> int:
                 counts = ", ".join(f"{count} by {level}" for level, count in chat.answers.items())
                 picture.answers = f"{sum(chat.answers.values())} answers ({counts}), {len(chat.errors)} errors"
                 picture.latest = chat.latest
+                picture.stream = f"{count.whole.total()} counts to 999 whole, {len(count.faults)} not; {count.now}"
             for line in lines[shown:]:
                 if live:
                     picture.decisions.append(line)
@@ -95,17 +97,19 @@ def _run(args: argparse.Namespace) -> int:
         scaler.subscribe(say)
         if live:
             with Live(picture, console=console, refresh_per_second=4):
-                chat = play(manager, show)
+                chat, count = play(manager, show)
         else:
-            chat = play(manager, show)
+            chat, count = play(manager, show)
     answers = ", ".join(f"{count} by {level}" for level, count in chat.answers.items())
     print(
         f"\n{sum(chat.answers.values())} answers ({answers}), {chat.shortened} of them shortened, "
         f"{len(chat.errors)} questions without one."
     )
-    for message in chat.errors:
+    counts = ", ".join(f"{number} by {levels}" for levels, number in count.whole.items())
+    print(f"An open stream of OpenAI's client counted to 999: {counts or 'never'} whole, {len(count.faults)} not.")
+    for message in (*chat.errors, *count.faults):
         print(f"error: {message}", file=sys.stderr)
-    return EXIT_FAILED if chat.errors else EXIT_OK
+    return EXIT_FAILED if chat.errors or count.faults else EXIT_OK
 
 
 COMMAND = Command(

@@ -41,6 +41,7 @@ class Picture:
     title: str = ""
     answers: str = ""
     latest: str = ""
+    stream: str = ""
     moments: deque[Moment] = field(default_factory=deque)
     decisions: deque[str] = field(default_factory=lambda: deque(maxlen=7))
 
@@ -65,6 +66,7 @@ class Picture:
                 Text(""),
                 Text(f"chat       {self.answers}"),
                 Text(f"latest     {self.latest}", overflow="ellipsis", no_wrap=True),
+                Text(f"stream     {self.stream}", overflow="ellipsis", no_wrap=True),
             ),
             title=self.title,
             title_align="left",

@@ -1,4 +1,4 @@
-"""The course of the demonstration: a real ladder, real pressure, and a chat that never stops.
+"""The course of the demonstration: a real ladder, real pressure, a chat that never stops and a stream that counts.
 
 Sets the thresholds just above what the machine uses now, so that little pressure is enough and the machine
 is never strained; everything else is as in `scaler run`. Knows nothing of how it is shown.
@@ -17,11 +17,13 @@ from tempfile import TemporaryDirectory
 
 import yaml
 
+from scaler.demo.count import Count
 from scaler.demo.hog import Hog
 from scaler.errors import ScalerError
 from scaler.levels import GIB, RAM
 from scaler.manager import ModelManager
 from scaler.sensors.memory import MemorySensor
+from scaler.serving.app import Endpoint
 from scaler.settings import load_settings
 
 MIB = 1024**2
@@ -87,6 +89,7 @@ def demo_config() -> Iterator[Path]:
             "recovery_s": 3.0,
             "trend_window_s": 10.0,
             "switch_margin_s": 2.0,
+            "drain_seconds": 2.0,
             "max_level": None,
         },
     }
@@ -128,11 +131,16 @@ class Chat(threading.Thread):
         self.join()
 
 
-def play(manager: ModelManager, show: Callable[[Act, int, Chat], None], *, pace_s: float = 0.5) -> Chat:
-    """Run the acts; ``show`` is called every ``pace_s`` seconds with the act, the pressure and the chat."""
+def play(
+    manager: ModelManager, show: Callable[[Act, int, Chat, Count], None], *, pace_s: float = 0.5
+) -> tuple[Chat, Count]:
+    """Run the acts; ``show`` is called every ``pace_s`` seconds with the act, the pressure, the chat and the stream."""
     manager.scaler.want(True)
-    chat = Chat(manager)
+    endpoint = Endpoint(manager, "127.0.0.1", 0)
+    endpoint.start()
+    chat, count = Chat(manager), Count(endpoint.url)
     chat.start()
+    count.start()
     try:
         with Hog(MOST_PRESSURE_BYTES) as hog:
             held = 0
@@ -142,11 +150,13 @@ def play(manager: ModelManager, show: Callable[[Act, int, Chat], None], *, pace_
                     share = min(1.0, (spent + pace_s) / act.seconds)
                     aim = _pressure(manager, act, held)
                     held = hog.hold(int(before + share * (aim - before)))
-                    show(act, held, chat)
+                    show(act, held, chat, count)
                     time.sleep(pace_s)
     finally:
         chat.end()
-    return chat
+        count.end()
+        endpoint.stop()
+    return chat, count
 
 
 def _pressure(manager: ModelManager, act: Act, held: int) -> int:

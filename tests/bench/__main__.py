@@ -325,7 +325,7 @@ async def bare_load(level: Any) -> float:
 
 def serving() -> list[Figure]:
     """The endpoint with everything on, beside the same requests sent to the runtime, and to peers before it."""
-    by_name, mib = compare(ROUNDS + 2, lambda line: print(line, flush=True))
+    by_name, mib = compare(ROUNDS, lambda line: print(line, flush=True))
     direct, ours = by_name["direct"], by_name["scaler"]
     first = {share: added(ours.first_ms("alone", share), direct.first_ms("alone", share)) for share in (0.5, 0.99)}
     figures = [
