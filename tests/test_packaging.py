@@ -117,6 +117,6 @@ def test_every_dependency_of_the_core_is_declared() -> None:
         name: {Requirement(line).name for line in lines} for name, lines in PROJECT["optional-dependencies"].items()
     }
     assert extras["llama"] == {"aiohttp", "gguf", "orjson", "xllamacpp"}
-    assert extras["server"] == {"aiohttp", "orjson"}
+    assert extras["server"] == {"aiohttp", "orjson", "uvloop"}
     assert extras["demo"] == {"openai", "rich"}
     assert extras["desktop"] == {"desktop-notifier"}

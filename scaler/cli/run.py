@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import shutil
 import signal
 import sys
@@ -90,6 +91,7 @@ def _run(args: argparse.Namespace) -> int:
             _line(f"  {_program()} {command:<7}{_where(endpoint.url)}  # {what}")
         _line("Ctrl-C stops it.")
         _line("")
+        collect_seldom()
         manager.scaler.want(True)
         try:
             while not stop.wait(3600):
@@ -98,6 +100,16 @@ def _run(args: argparse.Namespace) -> int:
             _line("stopping: running answers end, models are unloaded")
             endpoint.stop()
     return EXIT_OK
+
+
+def collect_seldom() -> None:
+    """Have Python look for circular garbage less often, and never in what a daemon makes at its start and keeps.
+
+    Answers leave none behind. With what Python does by itself, looking took a tenth of an answer's processor time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 50)
 
 
 def _check_demo_models(ladder: Sequence[LevelSettings]) -> None:

@@ -25,6 +25,8 @@ from scaler.settings import EmbeddingSettings, LevelSettings
 if TYPE_CHECKING:
     import aiohttp
 
+JSON = {"Content-Type": "application/json"}
+"""The header of what is sent."""
 EVENT_LIMIT_BYTES = 16 * 1024**2
 """The longest server-sent event that is read: a tool call with a long argument is one event."""
 HEALTH_S = 5.0
@@ -217,7 +219,7 @@ class EmbeddedModel:
         async with self._slots:
             self._check_open()
             try:
-                async with self._session.post(f"{self._base}{path}", json=body) as response:
+                async with self._session.post(f"{self._base}{path}", data=orjson.dumps(body), headers=JSON) as response:
                     if response.status != 200:
                         raise await self._refusal(response)
                     what = "the model ended in the middle of the answer"

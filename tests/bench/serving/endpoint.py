@@ -15,6 +15,7 @@ from typing import Any, cast
 from unittest import mock
 
 from scaler.cli.record import keep
+from scaler.cli.run import collect_seldom
 from scaler.levels import GIB, RAM
 from scaler.manager import ModelManager
 from scaler.recordings import Recorder
@@ -65,6 +66,7 @@ def main(upstream: str, folder: str) -> None:
         endpoint.start()
         recorder = Recorder(Path(folder) / "recording")
         manager.scaler.monitor.subscribe(partial(keep, recorder))
+        collect_seldom()
         manager.scaler.want(True)
         print(endpoint.url, flush=True)
         sys.stdin.read()
