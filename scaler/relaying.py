@@ -48,7 +48,7 @@ class Relay:
     ) -> AsyncGenerator[list[Chunk], None]:
         """Yield the answer's chunks, each with the level that made it, those together that came together.
 
-        Never an empty list. Runs on the effects' loop.
+        Never an empty list, and at least one. Runs on the effects' loop.
 
         ``level`` insists on one level: the request waits for it, and no other one answers. ``streamed`` says that
         chunks are shown as they come; else an answer that cannot be continued half way is begun anew.
@@ -92,7 +92,10 @@ class Relay:
                 if (sample := answering.sample()) is not None:
                     scaler.update_performance_metrics(sample)
             if splice.finished or not (answering.gave_way or failure):
-                if rest := splice.rest():
+                rest = splice.rest()
+                if not (splice.begun or splice.finished):
+                    raise LevelUnavailable(f"{lease.level}: the model ended its answer without a word; try again")
+                if rest:
                     yield [Chunk(*one) for one in rest]
                 return
             failure = failure or LevelUnavailable(f"{lease.level}: it gave way before the answer had begun")

@@ -101,13 +101,12 @@ def _status_of(error: ScalerError) -> int:
 
 async def _stream(request: web.Request, parts: AsyncGenerator[list[Chunk], None], form: Form) -> web.StreamResponse:
     # The first part is awaited before the headers go out: until then an error is a status, not a broken stream.
-    chunks = await anext(parts, None)
-    if chunks is None:
-        raise LevelUnavailable("the model ended its answer without a word; try again")
+    first = await anext(parts)
     response = web.StreamResponse(
-        headers={"Content-Type": form.content_type, "Cache-Control": "no-cache", LEVEL_HEADER: chunks[0].level}
+        headers={"Content-Type": form.content_type, "Cache-Control": "no-cache", LEVEL_HEADER: first[0].level}
     )
     await response.prepare(request)
+    chunks: list[Chunk] | None = first
     try:
         while chunks is not None:
             if piece := b"".join(map(form.piece, chunks)):

@@ -58,7 +58,7 @@ class OpenAI:
     async def models(self, _: web.Request) -> web.Response:
         """``auto``, the levels, and the embedding model where there is one."""
         embedding = self._answers.embedding_model
-        names = [*self._answers.names, *([embedding] if embedding is not None else [])]
+        names = dict.fromkeys([*self._answers.names, *([embedding] if embedding is not None else [])])
         return web.json_response({"object": "list", "data": [self._model(name) for name in names]})
 
     async def model(self, request: web.Request) -> web.Response:
