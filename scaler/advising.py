@@ -12,16 +12,17 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 
 from scaler.advice import Advice, Room, advise
 from scaler.errors import LevelUnavailable, ScalerError
 from scaler.events import Advised, PersonTold
+from scaler.level_settings import LevelSettings
 from scaler.levels import RAM, Ladder, Saving
 from scaler.notices import Notice, Notices
 from scaler.readings import Survey
 from scaler.runtimes.protocol import Runtime
 from scaler.sensors.programs import ProgramSurvey
-from scaler.settings import LevelSettings
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Adviser:
         self,
         room: Callable[[], Room],
         survey: ProgramSurvey,
-        levels: Mapping[str, tuple[Runtime, LevelSettings]],
+        levels: Mapping[str, tuple[Runtime[Any], LevelSettings]],
         ladder: Ladder,
         in_our_group: Callable[[], bool],
     ) -> None:

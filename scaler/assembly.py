@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from scaler.level_settings import LevelSettings
 from scaler.levels import Ladder, Level
 from scaler.policy import Policy
 from scaler.runtimes.protocol import EmbeddingRuntime, Runtime
-from scaler.settings import EmbeddingSettings, LevelSettings, Settings, load_settings
+from scaler.settings import EmbeddingSettings, Settings, load_settings
 from scaler.tiers import Detection, HardwareTierDetector
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Parts:
     tier: Detection
     policy: Policy
     ladder: Ladder
-    levels: Mapping[str, tuple[Runtime, LevelSettings]]
+    levels: Mapping[str, tuple[Runtime[Any], LevelSettings]]
     embeddings: tuple[EmbeddingRuntime, EmbeddingSettings] | None
 
 
@@ -38,8 +39,8 @@ def assemble(config: Path | None = None) -> Parts:
     settings = load_settings(config)
     tier = settings.detection(HardwareTierDetector())
     policy = settings.policy_on(tier.tier)
-    runtimes: dict[str, Runtime] = {}
-    levels: dict[str, tuple[Runtime, LevelSettings]] = {}
+    runtimes: dict[str, Runtime[Any]] = {}
+    levels: dict[str, tuple[Runtime[Any], LevelSettings]] = {}
     for level in settings.ladder:
         runtime = runtimes.setdefault(level.runtime, _runtime(level.runtime))
         levels[level.name] = (runtime, level)
@@ -48,7 +49,7 @@ def assemble(config: Path | None = None) -> Parts:
     return Parts(settings, tier, policy, _ladder(levels), levels, embeddings)
 
 
-def _ladder(levels: Mapping[str, tuple[Runtime, LevelSettings]]) -> Ladder:
+def _ladder(levels: Mapping[str, tuple[Runtime[Any], LevelSettings]]) -> Ladder:
     """The ladder with what each level takes: its own footprint, and those of the smaller ones that stand by."""
     rungs, beside = [], Counter[str]()
     for name, (runtime, level) in levels.items():

@@ -15,9 +15,9 @@ from scaler.conversations.fitting import fit
 from scaler.errors import LevelUnavailable, NeverAsked, QueueFull, RequestRejected, RequestTimedOut
 from scaler.events import AnswerHandedOver
 from scaler.handoff import Splice, token_limit, without_thinking
+from scaler.level_settings import LevelSettings
 from scaler.normal_form import normal_form
 from scaler.proactive import Preflight, ProactiveScaler
-from scaler.settings import LevelSettings
 from scaler.switching import Lease, Switcher
 
 ANSWER_SHARE = 4

@@ -17,53 +17,13 @@ from scaler import paths, policy_layers
 from scaler.demo.models import SHAPES
 from scaler.documents import JSON_SCHEMA, Document, Fault, Key, Section, dotted, parse, read_document
 from scaler.errors import ConfigError
+from scaler.level_settings import AnyLevel, EmbeddedLevel, LevelSettings
 from scaler.levels import OFF, RAM, gpu_resource
 from scaler.policy import Policy
 from scaler.tiers import AUTO, Detection, HardwareTierDetector, Tier
 
 DEMO = "demo:"
 """A model's path that begins like this names one of the demo ladder's models."""
-
-
-class LevelSettings(Section):
-    """One level of the ladder, as the person writes it."""
-
-    name: str
-    """What people and programs call this level."""
-    runtime: Literal["embedded"] = "embedded"
-    """What loads it."""
-    model: Path
-    """The GGUF file; ~ is the home directory, a relative path is relative to the configuration file."""
-    quality: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """How good its answers are, in the person's own judgement, 0..1."""
-    ram_gib: Annotated[float, Field(gt=0)] | None = None
-    """What it takes of RAM when serving, in GiB; estimated from the file when left out."""
-    vram_gib: Annotated[float, Field(ge=0)] = 0.0
-    """What it takes of GPU memory when serving, in GiB."""
-    gpu: Annotated[int, Field(ge=0)] = 0
-    """Which GPU that is."""
-    load_s: Annotated[float, Field(gt=0)] = 5.0
-    """How long loading is expected to take, in seconds; learned once it was loaded."""
-    load_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """After how many seconds a load counts as failed."""
-    standby: bool = False
-    """Keep it loaded beside the larger levels: stepping down to it costs no loading then, and they take more memory."""
-    context_tokens: Annotated[int, Field(ge=256)] = 4096
-    """The context window of one request, in tokens."""
-    kv_cache: Literal["f16", "q8_0", "q4_0"] = "f16"
-    """How the key-value cache holds its figures: q8_0 takes about half of the memory of f16, q4_0 about a quarter."""
-    parallel: Annotated[int, Field(ge=1, le=64)] = 2
-    """How many requests are answered at the same time; each has its own context window."""
-    threads: Annotated[int, Field(ge=1)] | None = None
-    """Processor threads for generation; half of the cores when left out, at least one."""
-    gpu_layers: Annotated[int, Field(ge=0)] = 0
-    """How many layers go onto the GPU."""
-    mmap: bool = False
-    """Map the file instead of reading it. Mapped pages do not show as used, so scaler cannot see them."""
-    check_tensors: bool = True
-    """Check the weights while loading: a corrupted file otherwise loads and answers garbage."""
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """Loopback port of the model's server; a private unix socket when left out."""
 
 
 class EmbeddingSettings(Section):
@@ -172,7 +132,7 @@ class Settings(Section):
 
     tier: Annotated[str, Field(min_length=1)] = AUTO
     """The class of machine: a tier's name, or auto to tell it from the hardware."""
-    ladder: Annotated[tuple[LevelSettings, ...], Field(min_length=1)]
+    ladder: Annotated[tuple[AnyLevel, ...], Field(min_length=1)]
     """The levels, smallest first; the demo ladder when left out."""
     embeddings: EmbeddingSettings | None = None
     """The model behind /v1/embeddings; none when left out."""
@@ -254,10 +214,12 @@ def load_settings(path: Path | None = None, *, shipped: bool = False) -> Setting
     faults += _ladder_faults(settings.ladder)
     embeddings = settings.embeddings
     folder = Path(document.name).absolute().parent
-    levels = []
+    levels: list[LevelSettings] = []
     for position, level in enumerate(settings.ladder):
-        model = _model(level.model, folder, ("ladder", position, "model"), faults)
-        levels.append(level.model_copy(update={"model": model}))
+        if isinstance(level, EmbeddedLevel):
+            model = _model(level.model, folder, ("ladder", position, "model"), faults)
+            level = level.model_copy(update={"model": model})
+        levels.append(level)
     if embeddings is not None:
         if embeddings.name in [level.name for level in levels]:
             sentence = f"{embeddings.name!r} is a level of the ladder; expected a name of its own"

@@ -12,14 +12,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from scaler.errors import LevelUnavailable, MissingExtra, QueueFull, RequestTimedOut
 from scaler.events import Drained, ScalerEvent, StandbyLost
+from scaler.level_settings import LevelSettings
 from scaler.levels import OFF
 from scaler.machine import Switch
 from scaler.runtimes.protocol import LoadedModel, Runtime
-from scaler.settings import LevelSettings
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Switcher:
 
     def __init__(
         self,
-        levels: Mapping[str, tuple[Runtime, LevelSettings]],
+        levels: Mapping[str, tuple[Runtime[Any], LevelSettings]],
         reports: Reports,
         *,
         queue_limit: int,

@@ -52,7 +52,7 @@ def test_the_decision_knows_nothing_that_does_input_or_output(name: str) -> None
     ("folder", "allowed"),
     [
         ("sensors", {"errors", "readings", "levels"}),
-        ("runtimes", {"errors", "levels", "settings", "paths", "descriptions"}),
+        ("runtimes", {"errors", "levels", "level_settings", "settings", "paths", "descriptions"}),
         ("recordings", {"errors", "levels", "readings"}),
         ("replay", {"errors", "levels", "readings", "policy", "machine"}),
         ("notify", {"errors", "levels", "settings", "notices"}),

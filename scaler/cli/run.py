@@ -28,7 +28,8 @@ from scaler.recordings import Recorder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scaler.settings import LevelSettings, NoticesSettings
+    from scaler.level_settings import AnyLevel
+    from scaler.settings import NoticesSettings
 
 HINTS = (
     ("chat", "talk to it"),
@@ -112,7 +113,7 @@ def collect_seldom() -> None:
     gc.set_threshold(20_000, 50, 50)
 
 
-def _check_demo_models(ladder: Sequence[LevelSettings]) -> None:
+def _check_demo_models(ladder: Sequence[AnyLevel]) -> None:
     """Raises ScalerError for demo models that were not made yet: a newcomer is told so before anything fails."""
     absent = [level.name for level in ladder if level.model.parent == paths.demo_models() and not level.model.is_file()]
     if absent:

@@ -10,29 +10,19 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scaler.descriptions import Description
-from scaler.errors import LevelUnavailable, MissingExtra, NeverAsked, RequestRejected
+from scaler.errors import LevelUnavailable, MissingExtra, RequestRejected
+from scaler.level_settings import EmbeddedLevel
 from scaler.levels import GIB, RAM, Saving, gpu_resource
 from scaler.runtimes.embedded_process import EmbeddedProcess
 from scaler.runtimes.embedded_server import SPARE_THREADS
-from scaler.runtimes.event_stream import EventStream
 from scaler.runtimes.gguf_description import describe
 from scaler.runtimes.gguf_size import CACHE_BLOCK, Shape, pools, serving_bytes, shape_of, weights_bytes
-from scaler.settings import EmbeddingSettings, LevelSettings
+from scaler.runtimes.openai_server import OpenAIServer
+from scaler.settings import EmbeddingSettings
 
-if TYPE_CHECKING:
-    import aiohttp
-
-JSON = {"Content-Type": "application/json"}
-"""The header of what is sent."""
-EVENT_LIMIT_BYTES = 16 * 1024**2
-"""The longest server-sent event that is read: a tool call with a long argument is one event."""
-HEALTH_S = 5.0
-"""A server that has not said within this that it is well is not."""
-REQUEST_AT_FAULT = ("Failed to parse", "Unknown reasoning format", "image input is not", "audio input is not")
-"""How llama.cpp begins to say what is wrong with a request where it sends 500 all the same."""
 GONE_S = 1.0
 """How long after a broken connection the end of its process is waited for, in order to tell the cause."""
 
@@ -54,7 +44,7 @@ class EmbeddedRuntime:
     def __init__(self) -> None:
         self._children: set[EmbeddedProcess] = set()
 
-    def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
+    def footprint(self, settings: EmbeddedLevel) -> Mapping[str, int]:
         """As declared, or estimated from the file; raises LevelUnavailable."""
         if settings.ram_gib is not None:
             ram = int(settings.ram_gib * GIB)
@@ -65,11 +55,11 @@ class EmbeddedRuntime:
         vram = int(settings.vram_gib * GIB)
         return {RAM: ram, gpu_resource(settings.gpu): vram} if vram else {RAM: ram}
 
-    def describe(self, settings: LevelSettings) -> Description:
+    def describe(self, settings: EmbeddedLevel) -> Description:
         """As the GGUF file says."""
         return describe(settings)
 
-    def savings(self, settings: LevelSettings) -> Sequence[Saving]:
+    def savings(self, settings: EmbeddedLevel) -> Sequence[Saving]:
         """Of RAM, by the cache that the file's shape makes necessary; raises LevelUnavailable."""
         # What is declared by hand stays as declared whatever the settings, and on a GPU it always is.
         if settings.ram_gib is not None or settings.gpu_layers:
@@ -101,7 +91,7 @@ class EmbeddedRuntime:
                     f"{module} is not installed; install it with: pip install 'capability-scaler[llama]'"
                 )
 
-    async def load(self, settings: LevelSettings, progress: Callable[[float], None]) -> EmbeddedModel:
+    async def load(self, settings: EmbeddedLevel, progress: Callable[[float], None]) -> EmbeddedModel:
         """Start a child, wait until it serves. Raises LevelUnavailable, MissingExtra."""
         return await self._load(settings, progress)
 
@@ -118,7 +108,7 @@ class EmbeddedRuntime:
     async def load_embedding(self, settings: EmbeddingSettings) -> EmbeddedModel:
         """Start a child that embeds texts, wait until it does. Raises LevelUnavailable, MissingExtra."""
         alike = {"name", "model", "context_tokens", "threads", "load_timeout_s"}
-        level = LevelSettings(parallel=1, **settings.model_dump(include=alike))
+        level = EmbeddedLevel(parallel=1, **settings.model_dump(include=alike))
         weights_bytes(level.name, level.model)
         try:
             # In a thread: answers of levels go on while a large vocabulary is skipped.
@@ -128,7 +118,7 @@ class EmbeddedRuntime:
         return await self._load(level, lambda _: None, pooling)
 
     async def _load(
-        self, settings: LevelSettings, progress: Callable[[float], None], pooling: str | None = None
+        self, settings: EmbeddedLevel, progress: Callable[[float], None], pooling: str | None = None
     ) -> EmbeddedModel:
         self.require()
         # The file's size only: reading the metadata is for footprint(), and llama.cpp tells by itself what is wrong.
@@ -167,35 +157,19 @@ class EmbeddedModel:
 
     def __init__(
         self,
-        settings: LevelSettings,
+        settings: EmbeddedLevel,
         child: EmbeddedProcess,
         address: str,
         end: Callable[[EmbeddedProcess], Awaitable[None]],
     ) -> None:
-        import aiohttp
-
         self._child, self._end = child, end
         self._name, self._where = settings.name, f"{settings.name}: {settings.model}"
         self._context_tokens = settings.context_tokens
-        # One connection a request: the server closes those it kept, and a request sent meanwhile would be lost.
-        if address.startswith("unix://"):
-            socket = address.removeprefix("unix://")
-            connector: aiohttp.BaseConnector = aiohttp.UnixConnector(socket, limit=0, force_close=True)
-            self._base = "http://localhost"
-        else:
-            connector, self._base = aiohttp.TCPConnector(limit=0, force_close=True), address
-        # No limit on the whole of an answer: how long one may take is for its reader to say.
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
         # A request holds one of the server's threads from its arrival on, even while it waits for a slot. Twelve
         # streams took them all, and /health and /tokenize were not answered until one ended. So requests wait here.
-        self._slots = asyncio.Semaphore(settings.parallel)
-        self._calls = asyncio.Semaphore(SPARE_THREADS - 1)
-        self._answers: set[aiohttp.ClientResponse] = set()
-        self._unloaded = False
+        self._server = OpenAIServer(
+            self._where, address, answers=settings.parallel, calls=SPARE_THREADS - 1, why_gone=self._why_gone
+        )
 
     @property
     def name(self) -> str:
@@ -204,50 +178,16 @@ class EmbeddedModel:
 
     def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Stream the answer's chunks; raises LevelUnavailable, RequestRejected."""
-        return self._stream("/v1/chat/completions", request)
+        return self._server.stream("/v1/chat/completions", request)
 
     def complete(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Stream what follows the prompt; raises LevelUnavailable, RequestRejected."""
-        return self._stream("/v1/completions", request)
-
-    async def _stream(self, path: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        import aiohttp
-        import orjson
-
-        body = {**request, "stream": True, "stream_options": {"include_usage": True}}
-        what = "the model does not answer"
-        async with self._slots:
-            self._check_open()
-            try:
-                async with self._session.post(f"{self._base}{path}", data=orjson.dumps(body), headers=JSON) as response:
-                    if response.status != 200:
-                        raise await self._refusal(response)
-                    what = "the model ended in the middle of the answer"
-                    self._answers.add(response)
-                    events = EventStream(EVENT_LIMIT_BYTES)
-                    try:
-                        # Whatever has come, not a line at a time: a model that is quick sends several events at once.
-                        async for block in response.content.iter_any():
-                            for data in events.feed(block):
-                                if data == b"[DONE]":
-                                    return
-                                chunk = orjson.loads(data)
-                                if chunk is None:
-                                    # The completion of several prompts begins with it.
-                                    continue
-                                if "error" in chunk:
-                                    raise self._refused(chunk["error"].get("code", 500), chunk)
-                                yield chunk
-                    finally:
-                        self._answers.discard(response)
-            except (aiohttp.ClientError, ConnectionError, ValueError) as error:
-                raise await self._broken(what, error) from error
-        raise await self._broken(what, None)
+        return self._server.stream("/v1/completions", request)
 
     async def embed(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Answer an OpenAI embeddings request; raises LevelUnavailable, RequestRejected."""
         try:
-            answer: dict[str, Any] = await self._post("/v1/embeddings", request)
+            answer: dict[str, Any] = await self._server.post("/v1/embeddings", request)
         except LevelUnavailable:
             # llama.cpp takes a text that is too long for a fault of its own.
             await self._check_lengths(request.get("input"))
@@ -258,7 +198,7 @@ class EmbeddedModel:
         for text in given if isinstance(given, list) else [given]:
             if isinstance(text, str):
                 asked = {"content": text, "add_special": True, "parse_special": True}
-                length = len((await self._post("/tokenize", asked))["tokens"])
+                length = len((await self._server.post("/tokenize", asked))["tokens"])
             else:
                 length = len(text) if isinstance(text, list) else 0
             if length > self._context_tokens:
@@ -268,71 +208,20 @@ class EmbeddedModel:
 
     async def count_tokens(self, request: Mapping[str, Any]) -> int:
         """Tokens of the prompt as the model's own template and vocabulary have it."""
-        prompt = (await self._post("/apply-template", request))["prompt"]
-        tokens = await self._post("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})
+        prompt = (await self._server.post("/apply-template", request))["prompt"]
+        tokens = await self._server.post("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})
         return len(tokens["tokens"])
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        import aiohttp
-
-        async with self._calls:
-            self._check_open()
-            try:
-                async with self._session.post(f"{self._base}{path}", json=body) as response:
-                    if response.status != 200:
-                        raise await self._refusal(response)
-                    return await response.json()
-            except (aiohttp.ClientError, ConnectionError) as error:
-                raise await self._broken("the model does not answer", error) from error
-
-    async def _refusal(self, response: aiohttp.ClientResponse) -> RequestRejected | LevelUnavailable:
-        try:
-            body = await response.json(content_type=None)
-        except ValueError:
-            body = None
-        return self._refused(response.status, body)
-
-    def _refused(self, status: int, body: Any) -> RequestRejected | LevelUnavailable:
-        try:
-            message = str(body["error"]["message"])
-        except (KeyError, TypeError):
-            body, message = None, f"HTTP {status}"
-        if 400 <= status < 500:
-            return RequestRejected(message, status, body)
-        if message.startswith(REQUEST_AT_FAULT):
-            # Said of the request, so that no other level is tried for it and none is held to have failed.
-            return RequestRejected(message)
-        return LevelUnavailable(f"{self._where}: the model refused to answer: {message}")
-
-    async def _broken(self, what: str, error: Exception | None) -> LevelUnavailable:
-        """What to raise when the connection broke: its process ends a moment later, and that tells the cause."""
-        import aiohttp
-
-        cause, gone = "the stream ended early" if error is None else str(error) or type(error).__name__, False
-        if self._unloaded:
-            cause, gone = "it was unloaded", True
-        else:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(GONE_S):
-                    cause, gone = await self._child.died(), True
-        kind = NeverAsked if gone and isinstance(error, aiohttp.ClientConnectorError) else LevelUnavailable
-        return kind(f"{self._where}: {what}: {cause}")
-
-    def _check_open(self) -> None:
-        if self._unloaded:
-            raise NeverAsked(f"{self._where}: the model does not answer: it was unloaded")
+    async def _why_gone(self) -> str | None:
+        """A broken connection: its process ends a moment later, and that tells the cause."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GONE_S):
+                return await self._child.died()
+        return None
 
     async def health(self) -> bool:
         """Whether the server says that it can take a request."""
-        import aiohttp
-
-        if self._unloaded:
-            return False
-        try:
-            async with self._session.get(f"{self._base}/health", timeout=aiohttp.ClientTimeout(HEALTH_S)) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, ConnectionError, TimeoutError):
-            return False
+        return await self._server.well("/health")
 
     async def died(self) -> str:
         """Wait until the child ends unasked; return why, in its own last words."""
@@ -340,11 +229,7 @@ class EmbeddedModel:
 
     async def unload(self) -> None:
         """End the child; its memory is back when this returns."""
-        self._unloaded = True
         try:
-            # The session alone would not tell their readers: one that waits would wait for ever.
-            for answer in tuple(self._answers):
-                answer.close()
-            await self._session.close()
+            await self._server.close()
         finally:
             await self._end(self._child)

@@ -19,8 +19,8 @@ import psutil
 
 import scaler
 from scaler.errors import LevelUnavailable
+from scaler.level_settings import EmbeddedLevel
 from scaler.runtimes.last_words import LastWords
-from scaler.settings import LevelSettings
 
 TERM_GRACE_S = 5.0
 """SIGTERM ended the server in at most 70 ms, also with a stream in flight; after this it is killed."""
@@ -35,14 +35,14 @@ PACKAGE = Path(scaler.__file__).parent
 class EmbeddedProcess:
     """A child process that loads one level, or the embedding model, and serves it."""
 
-    def __init__(self, settings: LevelSettings, process: asyncio.subprocess.Process, folder: str | None) -> None:
+    def __init__(self, settings: EmbeddedLevel, process: asyncio.subprocess.Process, folder: str | None) -> None:
         self._settings, self._process, self._folder = settings, process, folder
         self._words = LastWords()
         self._asked_to_end = False
         self._listener = asyncio.create_task(self._listen(), name=f"stderr of {settings.name}")
 
     @classmethod
-    async def start(cls, settings: LevelSettings, pooling: str | None = None) -> EmbeddedProcess:
+    async def start(cls, settings: EmbeddedLevel, pooling: str | None = None) -> EmbeddedProcess:
         """Spawn it and tell it what to load; raises LevelUnavailable. ``pooling`` makes it one that embeds texts.
 
         The child is tied to the life of the thread that this runs in, not only of the process: that is how
@@ -142,7 +142,7 @@ class EmbeddedProcess:
             self._words.feed(piece)
 
 
-def _socket_folder(settings: LevelSettings) -> tuple[str, str]:
+def _socket_folder(settings: EmbeddedLevel) -> tuple[str, str]:
     folder = tempfile.mkdtemp(prefix="scaler-")
     host = f"{folder}/model.sock"
     if (length := len(os.fsencode(host))) > SOCKET_NAME_BYTES:
@@ -154,7 +154,7 @@ def _socket_folder(settings: LevelSettings) -> tuple[str, str]:
     return folder, host
 
 
-def _order(settings: LevelSettings, host: str, pooling: str | None) -> dict[str, object]:
+def _order(settings: EmbeddedLevel, host: str, pooling: str | None) -> dict[str, object]:
     return {
         "parent": os.getpid(),
         "name": settings.name,

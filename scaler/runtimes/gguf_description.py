@@ -10,8 +10,8 @@ from typing import Any
 
 from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable
+from scaler.level_settings import EmbeddedLevel
 from scaler.runtimes.gguf_size import Length, count_weights, parts, read_metadata, weights_bytes
-from scaler.settings import LevelSettings
 
 FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
@@ -24,7 +24,7 @@ FILE_TYPES = {
 TEMPLATE = "tokenizer.chat_template"
 
 
-def describe(settings: LevelSettings) -> Description:
+def describe(settings: EmbeddedLevel) -> Description:
     """What is known of a level's model. A file that is missing or broken is not known; loading it says what is wrong.
 
     Reads headers: for a large vocabulary it takes a tenth of a second the first time.

@@ -6,11 +6,14 @@ A runtime knows nothing of thresholds, ladders or decisions: it loads what it is
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from scaler.descriptions import Description
+from scaler.level_settings import LevelSettings
 from scaler.levels import Saving
-from scaler.settings import EmbeddingSettings, LevelSettings
+from scaler.settings import EmbeddingSettings
+
+L = TypeVar("L", bound=LevelSettings, contravariant=True)
 
 
 class LoadedModel(Protocol):
@@ -44,19 +47,19 @@ class LoadedModel(Protocol):
         """End the model; return when its memory is back. Safe to call twice and on a dead model."""
 
 
-class Runtime(Protocol):
-    """Loads levels."""
+class Runtime(Protocol[L]):
+    """Loads levels of its kind."""
 
     def require(self) -> None:
         """Raise MissingExtra when a library that loading takes is not installed."""
 
-    def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
+    def footprint(self, settings: L) -> Mapping[str, int]:
         """Estimate what serving the level will take, in bytes a resource; raises LevelUnavailable."""
 
-    def describe(self, settings: LevelSettings) -> Description:
+    def describe(self, settings: L) -> Description:
         """What is known of the level's model, without loading it. May take a tenth of a second; raises nothing."""
 
-    def savings(self, settings: LevelSettings) -> Sequence[Saving]:
+    def savings(self, settings: L) -> Sequence[Saving]:
         """What other settings would save of the level's estimated footprint, the mildest change first.
 
         Empty where the footprint does not follow from the settings. Raises LevelUnavailable. May take a second.
@@ -65,7 +68,7 @@ class Runtime(Protocol):
     def pids(self) -> Collection[int]:
         """The processes of everything that is loaded or being loaded; from any thread."""
 
-    async def load(self, settings: LevelSettings, progress: Callable[[float], None]) -> LoadedModel:
+    async def load(self, settings: L, progress: Callable[[float], None]) -> LoadedModel:
         """Load a level and return when it can answer; ``progress`` is told 0..1 on the way.
 
         Cancelling ends what was started. Raises LevelUnavailable with the level, the file and the cause.

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from scaler.demo import models
+from scaler.level_settings import EmbeddedLevel
 from scaler.runtimes.embedded import EmbeddedRuntime
-from scaler.settings import LevelSettings
 
 COUNT = "Count to a thousand."
 
 
 async def said(model: Path, name: str, *requests: dict[str, Any]) -> list[str]:
     """The texts of a model's answers."""
-    settings = LevelSettings(name=name, model=model, context_tokens=2048)
+    settings = EmbeddedLevel(name=name, model=model, context_tokens=2048)
     loaded = await EmbeddedRuntime().load(settings, lambda _: None)
     try:
         texts = []

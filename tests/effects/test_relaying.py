@@ -13,7 +13,7 @@ import pytest
 from scaler.answering import Chunk
 from scaler.errors import LevelUnavailable, RequestTimedOut
 from scaler.events import AnswerHandedOver, StandbyLost
-from scaler.settings import LevelSettings
+from scaler.level_settings import EmbeddedLevel
 from tests.effects.test_switching import Model, Stage, on_stage
 
 TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "talk"}], "words": 4}
@@ -196,7 +196,7 @@ async def test_one_who_waits_for_a_level_is_answered_as_soon_as_it_stands_by(sta
     """Not only when the next switch comes by, which may be never."""
     load, gate = stage.runtime.load, stage.runtime.gate
 
-    async def one_by_one(settings: LevelSettings, progress: Callable[[float], None]) -> Model:
+    async def one_by_one(settings: EmbeddedLevel, progress: Callable[[float], None]) -> Model:
         model = await load(settings, progress)
         gate.clear()
         return model

@@ -14,13 +14,13 @@ from scaler.answering import collect
 from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable, NeverAsked, QueueFull, RequestTimedOut
 from scaler.events import Drained, ScalerEvent
+from scaler.level_settings import EmbeddedLevel
 from scaler.levels import GIB, RAM, Ladder, Level, Saving
 from scaler.machine import Decision, Switch
 from scaler.monitor import ResourceMonitor
 from scaler.policy import Policy
 from scaler.proactive import Event, ProactiveScaler
 from scaler.relaying import Relay
-from scaler.settings import LevelSettings
 from scaler.switching import Switcher
 
 
@@ -95,13 +95,13 @@ class Runtime:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    def footprint(self, settings: LevelSettings) -> Mapping[str, int]:
+    def footprint(self, settings: EmbeddedLevel) -> Mapping[str, int]:
         return {"ram": 1}
 
-    def describe(self, settings: LevelSettings) -> Description:
+    def describe(self, settings: EmbeddedLevel) -> Description:
         return Description(settings.model, settings.context_tokens)
 
-    def savings(self, settings: LevelSettings) -> Sequence[Saving]:
+    def savings(self, settings: EmbeddedLevel) -> Sequence[Saving]:
         return ()
 
     def require(self) -> None: ...
@@ -109,7 +109,7 @@ class Runtime:
     def pids(self) -> tuple[int, ...]:
         return ()
 
-    async def load(self, settings: LevelSettings, progress: Callable[[float], None]) -> Model:
+    async def load(self, settings: EmbeddedLevel, progress: Callable[[float], None]) -> Model:
         self.log.append(f"load {settings.name}")
         try:
             await self.gate.wait()
@@ -160,7 +160,7 @@ class Stage:
     def __init__(self, queue_limit: int = 2, wait_s: float = 10.0, standby: Collection[str] = ()) -> None:
         self.runtime, self.told = Runtime(), Told()
         names = ("small", "medium", "large")
-        settings = {n: LevelSettings(name=n, model=Path(n), standby=n in standby) for n in names}
+        settings = {n: EmbeddedLevel(name=n, model=Path(n), standby=n in standby) for n in names}
         levels = {name: (self.runtime, level) for name, level in settings.items()}
         self.switcher = Switcher(levels, self.told, queue_limit=queue_limit)
         ladder = Ladder([Level(name, {RAM: GIB * size}, 0.5, 1.0) for size, name in enumerate(names, 1)])

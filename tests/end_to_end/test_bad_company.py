@@ -17,11 +17,11 @@ import pytest
 
 from scaler.descriptions import Description
 from scaler.events import AnswerHandedOver
+from scaler.level_settings import EmbeddedLevel
 from scaler.levels import GIB, RAM, Saving
 from scaler.runtimes import embedded
 from scaler.runtimes.embedded import EmbeddedModel
 from scaler.runtimes.embedded_process import EmbeddedProcess
-from scaler.settings import LevelSettings
 from tests.end_to_end.test_endpoint import MESSAGES, client
 from tests.end_to_end.test_ladder import COUNTED, settles_at
 from tests.runtimes.test_embedded_dialect import Alive, chunked
@@ -81,19 +81,19 @@ class Breaking:
     def require(self) -> None:
         """Nothing is needed."""
 
-    def footprint(self, _: LevelSettings) -> Mapping[str, int]:
+    def footprint(self, _: EmbeddedLevel) -> Mapping[str, int]:
         return {RAM: GIB // 10}
 
-    def describe(self, settings: LevelSettings) -> Description:
+    def describe(self, settings: EmbeddedLevel) -> Description:
         return Description(settings.model, settings.context_tokens)
 
-    def savings(self, _: LevelSettings) -> Sequence[Saving]:
+    def savings(self, _: EmbeddedLevel) -> Sequence[Saving]:
         return ()
 
     def pids(self) -> Collection[int]:
         return ()
 
-    async def load(self, settings: LevelSettings, _: Callable[[float], None]) -> EmbeddedModel:
+    async def load(self, settings: EmbeddedLevel, _: Callable[[float], None]) -> EmbeddedModel:
         folder = tempfile.TemporaryDirectory(prefix="s")
         server = await asyncio.start_unix_server(self._serve, f"{folder.name}/model.sock")
 

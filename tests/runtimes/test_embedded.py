@@ -22,11 +22,11 @@ import pytest
 from gguf import GGUFReader
 
 from scaler.errors import LevelUnavailable, MissingExtra, NeverAsked, RequestRejected
+from scaler.level_settings import EmbeddedLevel
 from scaler.levels import GIB
 from scaler.loop_thread import LoopThread
-from scaler.runtimes import embedded, embedded_process
+from scaler.runtimes import embedded_process, openai_server
 from scaler.runtimes.embedded import EmbeddedModel, EmbeddedRuntime
-from scaler.settings import LevelSettings
 from tests.runtimes.test_gguf_size import a_file
 
 MIB = 1024**2
@@ -35,12 +35,12 @@ LONG: dict[str, Any] = {**ASK, "ignore_eos": True, "temperature": 0}
 
 
 @pytest.fixture
-def settings(demo_models: dict[str, Path]) -> Callable[..., LevelSettings]:
+def settings(demo_models: dict[str, Path]) -> Callable[..., EmbeddedLevel]:
     """Settings of a demo level, changed as asked."""
 
-    def make(name: str = "small", **changes: Any) -> LevelSettings:
+    def make(name: str = "small", **changes: Any) -> EmbeddedLevel:
         values = {"name": name, "model": demo_models[name], "context_tokens": 2048, "threads": 1, **changes}
-        return LevelSettings(**values)
+        return EmbeddedLevel(**values)
 
     return make
 
@@ -55,7 +55,7 @@ def folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def loaded(settings: LevelSettings) -> AsyncIterator[tuple[EmbeddedRuntime, EmbeddedModel]]:
+async def loaded(settings: EmbeddedLevel) -> AsyncIterator[tuple[EmbeddedRuntime, EmbeddedModel]]:
     runtime = EmbeddedRuntime()
     model = await runtime.load(settings, lambda _: None)
     try:
@@ -85,7 +85,7 @@ async def text_of(model: EmbeddedModel, request: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("name", ["small", "medium", "large"])
-def test_each_level_answers_with_its_own_sentence(settings: Callable[..., LevelSettings], name: str) -> None:
+def test_each_level_answers_with_its_own_sentence(settings: Callable[..., EmbeddedLevel], name: str) -> None:
     """So that a test knows who spoke, whatever the temperature."""
 
     async def body() -> None:
@@ -97,7 +97,7 @@ def test_each_level_answers_with_its_own_sentence(settings: Callable[..., LevelS
     asyncio.run(body())
 
 
-def test_several_requests_are_answered_at_once_in_any_alphabet(settings: Callable[..., LevelSettings]) -> None:
+def test_several_requests_are_answered_at_once_in_any_alphabet(settings: Callable[..., EmbeddedLevel]) -> None:
     """Slots, and a prompt beyond ASCII."""
 
     async def body() -> None:
@@ -109,7 +109,7 @@ def test_several_requests_are_answered_at_once_in_any_alphabet(settings: Callabl
     asyncio.run(body())
 
 
-def test_an_answer_comes_word_by_word_and_ends_with_the_usage(settings: Callable[..., LevelSettings]) -> None:
+def test_an_answer_comes_word_by_word_and_ends_with_the_usage(settings: Callable[..., EmbeddedLevel]) -> None:
     """Whoever reads along can, and whoever counts tokens, too."""
 
     async def body() -> None:
@@ -126,7 +126,7 @@ def test_an_answer_comes_word_by_word_and_ends_with_the_usage(settings: Callable
 
 
 def test_the_count_of_a_prompt_is_what_the_model_reads_of_it(
-    settings: Callable[..., LevelSettings], demo_models: dict[str, Path], tmp_path: Path
+    settings: Callable[..., EmbeddedLevel], demo_models: dict[str, Path], tmp_path: Path
 ) -> None:
     """With its tools, and with what goes into the template: else a conversation would be fitted to too large a room."""
     parameters = {"type": "object", "properties": {"where": {"type": "string", "description": "a place " * 20}}}
@@ -151,7 +151,7 @@ def test_the_count_of_a_prompt_is_what_the_model_reads_of_it(
     asyncio.run(body())
 
 
-def test_unloading_gives_the_memory_back(settings: Callable[..., LevelSettings], folders: Path) -> None:
+def test_unloading_gives_the_memory_back(settings: Callable[..., EmbeddedLevel], folders: Path) -> None:
     """The process is gone when unload returns, with all that it held."""
 
     async def body() -> None:
@@ -166,7 +166,7 @@ def test_unloading_gives_the_memory_back(settings: Callable[..., LevelSettings],
     asyncio.run(body())
 
 
-def test_progress_grows_to_one(settings: Callable[..., LevelSettings]) -> None:
+def test_progress_grows_to_one(settings: Callable[..., EmbeddedLevel]) -> None:
     """It is read off the child's memory, not invented."""
 
     async def body() -> None:
@@ -192,7 +192,7 @@ def test_progress_grows_to_one(settings: Callable[..., LevelSettings]) -> None:
     ],
 )
 def test_the_estimate_is_near_what_is_taken_and_not_below(
-    settings: Callable[..., LevelSettings], name: str, words: int, above_mib: int, kv_cache: str
+    settings: Callable[..., EmbeddedLevel], name: str, words: int, above_mib: int, kv_cache: str
 ) -> None:
     """What a level is thought to take before it was ever loaded. A short prompt uses only part of the buffers."""
 
@@ -210,7 +210,7 @@ def test_the_estimate_is_near_what_is_taken_and_not_below(
 
 @pytest.mark.parametrize("kv_cache", ["q8_0", "q4_0"])
 def test_a_level_with_a_quantised_cache_answers_and_remembers(
-    settings: Callable[..., LevelSettings], kv_cache: str
+    settings: Callable[..., EmbeddedLevel], kv_cache: str
 ) -> None:
     """The same words as with the full cache, of both slots at once, and from where a shared beginning ends."""
 
@@ -228,7 +228,7 @@ def test_a_level_with_a_quantised_cache_answers_and_remembers(
 
 @pytest.mark.parametrize("kv_cache", ["f16", "q8_0", "q4_0"])
 def test_what_other_settings_would_save_is_what_the_level_would_take_less(
-    settings: Callable[..., LevelSettings], kv_cache: str
+    settings: Callable[..., EmbeddedLevel], kv_cache: str
 ) -> None:
     """By the same estimate as the footprint; and only settings that save anything are named."""
     runtime, now = EmbeddedRuntime(), settings("medium", context_tokens=4096, kv_cache=kv_cache)
@@ -239,13 +239,13 @@ def test_what_other_settings_would_save_is_what_the_level_would_take_less(
     assert named == shorter | {("kv_cache", value) for value in milder}
     for saving in savings:
         assert saving.instead_of == str(getattr(now, saving.setting))
-        changed = LevelSettings(**{**now.model_dump(), saving.setting: saving.value})
+        changed = EmbeddedLevel(**{**now.model_dump(), saving.setting: saving.value})
         less = runtime.footprint(now)["ram"] - runtime.footprint(changed)["ram"]
         assert saving.saved == {"ram": less}
         assert less > 0
 
 
-def test_settings_that_are_of_no_use_are_not_proposed(settings: Callable[..., LevelSettings], tmp_path: Path) -> None:
+def test_settings_that_are_of_no_use_are_not_proposed(settings: Callable[..., EmbeddedLevel], tmp_path: Path) -> None:
     """A context too short to talk in, a cache that llama.cpp would refuse, and what is declared by hand."""
     runtime = EmbeddedRuntime()
     assert {saving.setting for saving in runtime.savings(settings(context_tokens=1500))} == {"kv_cache"}
@@ -258,13 +258,13 @@ def test_settings_that_are_of_no_use_are_not_proposed(settings: Callable[..., Le
         runtime.savings(settings().model_copy(update={"model": tmp_path / "gone.gguf"}))
 
 
-def test_a_declared_footprint_is_taken_at_its_word(settings: Callable[..., LevelSettings]) -> None:
+def test_a_declared_footprint_is_taken_at_its_word(settings: Callable[..., EmbeddedLevel]) -> None:
     """With the GPU that it names."""
     declared = settings(ram_gib=0.5, vram_gib=2, gpu=1)
     assert EmbeddedRuntime().footprint(declared) == {"ram": GIB // 2, "gpu1": 2 * GIB}
 
 
-def test_a_killed_model_breaks_its_answer_and_is_noticed(settings: Callable[..., LevelSettings], folders: Path) -> None:
+def test_a_killed_model_breaks_its_answer_and_is_noticed(settings: Callable[..., EmbeddedLevel], folders: Path) -> None:
     """kill -9: the answer says so, and so does whoever watches."""
 
     async def body() -> None:
@@ -290,7 +290,7 @@ def test_a_killed_model_breaks_its_answer_and_is_noticed(settings: Callable[...,
     asyncio.run(body())
 
 
-def test_who_waits_for_a_slot_of_a_killed_model_was_never_asked(settings: Callable[..., LevelSettings]) -> None:
+def test_who_waits_for_a_slot_of_a_killed_model_was_never_asked(settings: Callable[..., EmbeddedLevel]) -> None:
     """The request cannot be what killed it, and may be tried elsewhere as often as it takes."""
 
     async def body() -> None:
@@ -309,7 +309,7 @@ def test_who_waits_for_a_slot_of_a_killed_model_was_never_asked(settings: Callab
     asyncio.run(body())
 
 
-def test_leaving_an_answer_frees_its_slot(settings: Callable[..., LevelSettings]) -> None:
+def test_leaving_an_answer_frees_its_slot(settings: Callable[..., EmbeddedLevel]) -> None:
     """Nobody reads it any more, so nobody generates it any more; the whole of it would take half a minute."""
     port = free_port()
 
@@ -332,7 +332,7 @@ def test_leaving_an_answer_frees_its_slot(settings: Callable[..., LevelSettings]
     asyncio.run(body())
 
 
-def test_streams_do_not_keep_the_server_from_being_asked(settings: Callable[..., LevelSettings]) -> None:
+def test_streams_do_not_keep_the_server_from_being_asked(settings: Callable[..., EmbeddedLevel]) -> None:
     """More streams than llama.cpp has threads for took them all: health and token counts waited for their ends."""
 
     async def body() -> None:
@@ -357,7 +357,7 @@ def test_streams_do_not_keep_the_server_from_being_asked(settings: Callable[...,
     asyncio.run(body())
 
 
-def test_an_unloaded_model_says_so(settings: Callable[..., LevelSettings]) -> None:
+def test_an_unloaded_model_says_so(settings: Callable[..., EmbeddedLevel]) -> None:
     """Whoever reads, waits for a slot or comes too late is told at once; nobody is told that it died."""
 
     async def rest(answer: AsyncGenerator[dict[str, Any], None]) -> None:
@@ -394,10 +394,10 @@ def test_an_unloaded_model_says_so(settings: Callable[..., LevelSettings]) -> No
 
 
 def test_a_model_that_hangs_is_not_healthy_and_can_be_unloaded(
-    settings: Callable[..., LevelSettings], monkeypatch: pytest.MonkeyPatch
+    settings: Callable[..., EmbeddedLevel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in its tracks, it answers neither requests nor SIGTERM."""
-    monkeypatch.setattr(embedded, "HEALTH_S", 0.3)
+    monkeypatch.setattr(openai_server, "HEALTH_S", 0.3)
     monkeypatch.setattr(embedded_process, "TERM_GRACE_S", 0.3)
 
     async def body() -> None:
@@ -413,7 +413,7 @@ def test_a_model_that_hangs_is_not_healthy_and_can_be_unloaded(
     asyncio.run(body())
 
 
-def test_ctrl_c_in_the_terminal_does_not_reach_the_model(settings: Callable[..., LevelSettings]) -> None:
+def test_ctrl_c_in_the_terminal_does_not_reach_the_model(settings: Callable[..., EmbeddedLevel]) -> None:
     """The terminal sends it to scaler's process group; scaler lets the running answers end first."""
 
     async def body() -> None:
@@ -425,7 +425,7 @@ def test_ctrl_c_in_the_terminal_does_not_reach_the_model(settings: Callable[...,
 
 
 def test_a_folder_with_namesakes_of_modules_does_no_harm(
-    settings: Callable[..., LevelSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Callable[..., EmbeddedLevel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python would look for the child's modules where the person happens to be."""
     for name in ("json.py", "xllamacpp.py"):
@@ -441,7 +441,7 @@ def test_a_folder_with_namesakes_of_modules_does_no_harm(
 
 @pytest.mark.parametrize("module", ["xllamacpp", "aiohttp"])
 def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
-    settings: Callable[..., LevelSettings], monkeypatch: pytest.MonkeyPatch, module: str
+    settings: Callable[..., EmbeddedLevel], monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     """The line to type is in the message."""
     level = settings()
@@ -451,7 +451,7 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
 
 
 def test_a_folder_too_deep_for_a_socket_is_a_clear_error(
-    settings: Callable[..., LevelSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Callable[..., EmbeddedLevel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A unix socket's name has a limit of some hundred bytes."""
     deep = tmp_path / ("d" * 100)
@@ -462,7 +462,7 @@ def test_a_folder_too_deep_for_a_socket_is_a_clear_error(
     assert not list(deep.iterdir())
 
 
-def test_a_prompt_beyond_the_context_is_the_requests_own_fault(settings: Callable[..., LevelSettings]) -> None:
+def test_a_prompt_beyond_the_context_is_the_requests_own_fault(settings: Callable[..., EmbeddedLevel]) -> None:
     """The level is not to blame, and does not back off for it."""
 
     async def body() -> None:
@@ -511,7 +511,7 @@ def corrupt_weights(path: Path, source: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_a_clear_error(
-    settings: Callable[..., LevelSettings],
+    settings: Callable[..., EmbeddedLevel],
     demo_models: dict[str, Path],
     tmp_path: Path,
     folders: Path,
@@ -535,7 +535,7 @@ def test_a_damaged_file_is_a_clear_error(
     asyncio.run(body())
 
 
-def test_a_missing_file_starts_nothing(settings: Callable[..., LevelSettings], tmp_path: Path, folders: Path) -> None:
+def test_a_missing_file_starts_nothing(settings: Callable[..., EmbeddedLevel], tmp_path: Path, folders: Path) -> None:
     """Found before a process is spawned."""
 
     async def body() -> None:
@@ -550,11 +550,11 @@ import asyncio, resource, sys
 from pathlib import Path
 from scaler.errors import LevelUnavailable
 from scaler.runtimes.embedded import EmbeddedRuntime
-from scaler.settings import LevelSettings
+from scaler.level_settings import EmbeddedLevel
 
 resource.setrlimit(resource.RLIMIT_AS, (700 * 1024**2, 700 * 1024**2))
 try:
-    level = LevelSettings(name="large", model=Path(sys.argv[1]))
+    level = EmbeddedLevel(name="large", model=Path(sys.argv[1]))
     asyncio.run(EmbeddedRuntime().load(level, lambda _: None))
 except LevelUnavailable as error:
     print(error)
@@ -567,7 +567,7 @@ def test_too_little_memory_is_a_clear_error(demo_models: dict[str, Path]) -> Non
     assert said.startswith(f"large: {demo_models['large']}: not enough memory")
 
 
-def test_a_port_in_use_is_a_clear_error(settings: Callable[..., LevelSettings]) -> None:
+def test_a_port_in_use_is_a_clear_error(settings: Callable[..., EmbeddedLevel]) -> None:
     """It names the port."""
 
     async def body() -> None:
@@ -581,7 +581,7 @@ def test_a_port_in_use_is_a_clear_error(settings: Callable[..., LevelSettings]) 
     asyncio.run(body())
 
 
-def test_a_port_of_ones_own_serves_on_loopback(settings: Callable[..., LevelSettings]) -> None:
+def test_a_port_of_ones_own_serves_on_loopback(settings: Callable[..., EmbeddedLevel]) -> None:
     """For those who want to look at llama.cpp itself."""
     port = free_port()
 
@@ -594,7 +594,7 @@ def test_a_port_of_ones_own_serves_on_loopback(settings: Callable[..., LevelSett
     asyncio.run(body())
 
 
-def test_a_load_that_takes_too_long_is_ended(settings: Callable[..., LevelSettings], folders: Path) -> None:
+def test_a_load_that_takes_too_long_is_ended(settings: Callable[..., EmbeddedLevel], folders: Path) -> None:
     """The time limit is the level's own."""
 
     async def body() -> None:
@@ -606,7 +606,7 @@ def test_a_load_that_takes_too_long_is_ended(settings: Callable[..., LevelSettin
     asyncio.run(body())
 
 
-def test_a_cancelled_load_leaves_nothing(settings: Callable[..., LevelSettings], folders: Path) -> None:
+def test_a_cancelled_load_leaves_nothing(settings: Callable[..., EmbeddedLevel], folders: Path) -> None:
     """A switch that is overtaken cleans up after itself."""
 
     async def body() -> None:
@@ -625,7 +625,7 @@ def test_a_cancelled_load_leaves_nothing(settings: Callable[..., LevelSettings],
     asyncio.run(body())
 
 
-def test_a_load_cancelled_twice_leaves_nothing_either(settings: Callable[..., LevelSettings], folders: Path) -> None:
+def test_a_load_cancelled_twice_leaves_nothing_either(settings: Callable[..., EmbeddedLevel], folders: Path) -> None:
     """The second one comes while the child is being ended; its end goes on."""
 
     async def body() -> None:
@@ -645,7 +645,7 @@ def test_a_load_cancelled_twice_leaves_nothing_either(settings: Callable[..., Le
     asyncio.run(body())
 
 
-def test_it_works_on_a_loop_in_another_thread(settings: Callable[..., LevelSettings]) -> None:
+def test_it_works_on_a_loop_in_another_thread(settings: Callable[..., EmbeddedLevel]) -> None:
     """Where the manager runs it."""
     thread = LoopThread("test")
 
@@ -663,11 +663,11 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from scaler.runtimes.embedded import EmbeddedRuntime
-from scaler.settings import LevelSettings
+from scaler.level_settings import EmbeddedLevel
 
 async def main():
     runtime = EmbeddedRuntime()
-    model = await runtime.load(LevelSettings(name="small", model=Path(sys.argv[1])), lambda _: None)
+    model = await runtime.load(EmbeddedLevel(name="small", model=Path(sys.argv[1])), lambda _: None)
     print(*runtime.pids(), flush=True)
     await model.died()
 
@@ -690,7 +690,7 @@ def test_the_model_dies_with_a_parent_that_is_killed(demo_models: dict[str, Path
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_what_the_child_is_told_is_json_on_one_line(settings: Callable[..., LevelSettings]) -> None:
+def test_what_the_child_is_told_is_json_on_one_line(settings: Callable[..., EmbeddedLevel]) -> None:
     """A name with quotes and line feeds in it must not become parameters."""
 
     async def body() -> None:

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaler.errors import LevelUnavailable, RequestRejected
+from scaler.level_settings import EmbeddedLevel
 from scaler.runtimes import embedded
 from scaler.runtimes.embedded import EmbeddedModel
 from scaler.runtimes.embedded_process import EmbeddedProcess
-from scaler.settings import LevelSettings
 
-LEVEL = LevelSettings(name="small", model=Path("/models/x.gguf"))
+LEVEL = EmbeddedLevel(name="small", model=Path("/models/x.gguf"))
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 TEXT = "čeština 你好 🦙"
 EVENTS = (

@@ -16,12 +16,12 @@ from unittest import mock
 
 from scaler.cli.record import keep
 from scaler.cli.run import collect_seldom
+from scaler.level_settings import EmbeddedLevel
 from scaler.levels import GIB, RAM
 from scaler.manager import ModelManager
 from scaler.recordings import Recorder
 from scaler.runtimes.embedded import EmbeddedModel
 from scaler.serving.app import Endpoint
-from scaler.settings import LevelSettings
 
 
 class Child:
@@ -41,13 +41,13 @@ class Upstream:
     def require(self) -> None:
         """Nothing is needed."""
 
-    def footprint(self, _: LevelSettings) -> Mapping[str, int]:
+    def footprint(self, _: EmbeddedLevel) -> Mapping[str, int]:
         return {RAM: GIB // 10}
 
     def pids(self) -> Collection[int]:
         return ()
 
-    async def load(self, settings: LevelSettings, _: Callable[[float], None]) -> EmbeddedModel:
+    async def load(self, settings: EmbeddedLevel, _: Callable[[float], None]) -> EmbeddedModel:
         async def end(_: Any) -> None:
             """There is no process to end."""
 

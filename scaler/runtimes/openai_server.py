@@ -1,0 +1,163 @@
+"""A server that speaks OpenAI's API, as its client sees it: answers as streams, and what its errors mean.
+
+Owns the connection and the dialect; knows nothing of how the server came to be, nor of how a model is loaded there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from scaler.errors import LevelUnavailable, NeverAsked, RequestRejected
+from scaler.runtimes.event_stream import EventStream
+
+if TYPE_CHECKING:
+    import aiohttp
+
+JSON = {"Content-Type": "application/json"}
+"""The header of what is sent."""
+EVENT_LIMIT_BYTES = 16 * 1024**2
+"""The longest server-sent event that is read: a tool call with a long argument is one event."""
+HEALTH_S = 5.0
+"""A server that has not said within this that it is well is not."""
+REQUEST_AT_FAULT = ("Failed to parse", "Unknown reasoning format", "image input is not", "audio input is not")
+"""How llama.cpp begins to say what is wrong with a request where it sends 500 all the same."""
+
+
+class OpenAIServer:
+    """Asks one server; `close` ends what is being asked."""
+
+    def __init__(
+        self,
+        where: str,
+        address: str,
+        *,
+        answers: int,
+        calls: int,
+        why_gone: Callable[[], Awaitable[str | None]],
+    ) -> None:
+        """``where`` begins every message. ``answers`` and ``calls``: how many of each may be asked for at a time.
+
+        ``why_gone`` is asked when a connection broke: why the server has ended, None if it goes on.
+        """
+        import aiohttp
+
+        self._where, self._why_gone = where, why_gone
+        # One connection a request: llama.cpp closes those it kept, and a request sent meanwhile would be lost.
+        if address.startswith("unix://"):
+            socket = address.removeprefix("unix://")
+            connector: aiohttp.BaseConnector = aiohttp.UnixConnector(socket, limit=0, force_close=True)
+            self._base = "http://localhost"
+        else:
+            connector, self._base = aiohttp.TCPConnector(limit=0, force_close=True), address
+        # No limit on the whole of an answer: how long one may take is for its reader to say.
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        self._slots, self._calls = asyncio.Semaphore(answers), asyncio.Semaphore(calls)
+        self._answers: set[aiohttp.ClientResponse] = set()
+        self._closed = False
+
+    async def stream(self, path: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """The chunks of an answer; raises LevelUnavailable, RequestRejected."""
+        import aiohttp
+        import orjson
+
+        body = orjson.dumps({**request, "stream": True, "stream_options": {"include_usage": True}})
+        what = "the model does not answer"
+        async with self._slots:
+            self._check_open()
+            try:
+                async with self._session.post(f"{self._base}{path}", data=body, headers=JSON) as response:
+                    if response.status != 200:
+                        raise await self._refusal(response)
+                    what = "the model ended in the middle of the answer"
+                    self._answers.add(response)
+                    events = EventStream(EVENT_LIMIT_BYTES)
+                    try:
+                        # Whatever has come, not a line at a time: a model that is quick sends several events at once.
+                        async for block in response.content.iter_any():
+                            for data in events.feed(block):
+                                if data == b"[DONE]":
+                                    return
+                                chunk = orjson.loads(data)
+                                if chunk is None:
+                                    # llama.cpp's completion of several prompts begins with it.
+                                    continue
+                                if "error" in chunk:
+                                    raise self._refused(chunk["error"].get("code", 500), chunk)
+                                yield chunk
+                    finally:
+                        self._answers.discard(response)
+            except (aiohttp.ClientError, ConnectionError, ValueError) as error:
+                raise await self._broken(what, error) from error
+        raise await self._broken(what, None)
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """What the server answers to one call; raises LevelUnavailable, RequestRejected."""
+        import aiohttp
+
+        async with self._calls:
+            self._check_open()
+            try:
+                async with self._session.post(f"{self._base}{path}", json=body) as response:
+                    if response.status != 200:
+                        raise await self._refusal(response)
+                    return await response.json()
+            except (aiohttp.ClientError, ConnectionError) as error:
+                raise await self._broken("the model does not answer", error) from error
+
+    async def well(self, path: str) -> bool:
+        """Whether the server answers ``path`` with 200 within 5 s."""
+        import aiohttp
+
+        if self._closed:
+            return False
+        try:
+            async with self._session.get(f"{self._base}{path}", timeout=aiohttp.ClientTimeout(HEALTH_S)) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, ConnectionError, TimeoutError):
+            return False
+
+    async def close(self) -> None:
+        """Break off what is being asked; nothing is asked any more. Safe to call twice."""
+        self._closed = True
+        # The session alone would not tell their readers: one that waits would wait for ever.
+        for answer in tuple(self._answers):
+            answer.close()
+        await self._session.close()
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> RequestRejected | LevelUnavailable:
+        try:
+            body = await response.json(content_type=None)
+        except ValueError:
+            body = None
+        return self._refused(response.status, body)
+
+    def _refused(self, status: int, body: Any) -> RequestRejected | LevelUnavailable:
+        try:
+            message = str(body["error"]["message"])
+        except (KeyError, TypeError):
+            body, message = None, f"HTTP {status}"
+        if 400 <= status < 500:
+            return RequestRejected(message, status, body)
+        if message.startswith(REQUEST_AT_FAULT):
+            # Said of the request, so that no other level is tried for it and none is held to have failed.
+            return RequestRejected(message)
+        return LevelUnavailable(f"{self._where}: the model refused to answer: {message}")
+
+    async def _broken(self, what: str, error: Exception | None) -> LevelUnavailable:
+        """What to raise when the connection broke."""
+        import aiohttp
+
+        gone = "it was unloaded" if self._closed else await self._why_gone()
+        cause = gone or ("the stream ended early" if error is None else str(error) or type(error).__name__)
+        kind = NeverAsked if gone and isinstance(error, aiohttp.ClientConnectorError) else LevelUnavailable
+        return kind(f"{self._where}: {what}: {cause}")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NeverAsked(f"{self._where}: the model does not answer: it was unloaded")
