@@ -42,10 +42,10 @@ def assemble(config: Path | None = None) -> Parts:
     runtimes: dict[str, Runtime[Any]] = {}
     levels: dict[str, tuple[Runtime[Any], LevelSettings]] = {}
     for level in settings.ladder:
-        runtime = runtimes.setdefault(level.runtime, _runtime(level.runtime))
+        runtime = runtimes.setdefault(level.runtime, runtime_called(level.runtime))
         levels[level.name] = (runtime, level)
     # A runtime of its own: what the levels' runtimes hold counts as own, and stepping down would not free this.
-    embeddings = (_runtime(settings.embeddings.runtime), settings.embeddings) if settings.embeddings else None
+    embeddings = (_embedded(), settings.embeddings) if settings.embeddings else None
     return Parts(settings, tier, policy, _ladder(levels), levels, embeddings)
 
 
@@ -60,10 +60,19 @@ def _ladder(levels: Mapping[str, tuple[Runtime[Any], LevelSettings]]) -> Ladder:
     return Ladder(rungs)
 
 
-def _runtime(name: str) -> EmbeddedRuntime:
+def runtime_called(name: str) -> Runtime[Any]:
     """The runtime called ``name``; imported when it is used, for each brings libraries of its own."""
-    if name == "embedded":
-        from scaler.runtimes.embedded import EmbeddedRuntime
+    match name:
+        case "embedded":
+            return _embedded()
+        case "ollama":
+            from scaler.runtimes.ollama import OllamaRuntime
 
-        return EmbeddedRuntime()
+            return OllamaRuntime()
     raise AssertionError(f"the schema lets no runtime called {name!r} through")
+
+
+def _embedded() -> EmbeddedRuntime:
+    from scaler.runtimes.embedded import EmbeddedRuntime
+
+    return EmbeddedRuntime()

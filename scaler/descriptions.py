@@ -12,7 +12,8 @@ from typing import Any
 class Description:
     """A model, as its file describes it; None where the file does not say, or cannot be read."""
 
-    file: Path
+    file: Path | str
+    """Where it is: a file, or what the runtime calls it."""
     context_tokens: int
     """The context window of one request, as configured."""
     size_bytes: int | None = None

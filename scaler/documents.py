@@ -301,18 +301,22 @@ def _short(tag: str) -> str:
 
 def _fault(schema: dict[str, Any], detail: Any, at: Key, data: Any) -> Fault:
     """One of pydantic's findings as a fault."""
-    inside: Key = detail["loc"]
+    inside, node, around = _found(schema, detail["loc"])
     key = (*at, *inside)
     match detail["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            known = _properties(schema, _node(schema, inside[:-1]))
-            return Fault(key, f"unknown key; {nearest(str(inside[-1]), known)}")
+            return Fault(key, f"unknown key; {nearest(str(inside[-1]), _properties(schema, around))}")
         case "missing" | "missing_argument":
-            return Fault(key, f"is missing; expected {_expected(schema, _node(schema, inside))}")
+            return Fault(key, f"is missing; expected {_expected(schema, node)}")
+        case "union_tag_invalid":
+            name, kinds = _kinds(schema, node)
+            return Fault(
+                (*key, name), f"{shown(detail['input'][name])} cannot be used; expected one of {', '.join(kinds)}"
+            )
         case "value_error":
             sentence = str(detail["ctx"]["error"])
             return Fault(_named(sentence, key, data), f"{sentence}; expected figures that go together")
-    return Fault(key, f"{shown(detail['input'])} cannot be used; expected {_expected(schema, _node(schema, inside))}")
+    return Fault(key, f"{shown(detail['input'])} cannot be used; expected {_expected(schema, node)}")
 
 
 def _named(sentence: str, key: Key, data: Any) -> Key:
@@ -322,13 +326,29 @@ def _named(sentence: str, key: Key, data: Any) -> Key:
     return next(((*key, word) for word in sentence.split() if isinstance(data, dict) and word in data), key)
 
 
-def _node(schema: dict[str, Any], key: Key) -> dict[str, Any]:
-    """The part of a JSON schema that describes ``key``; empty where it says nothing."""
-    node = _resolved(schema, schema)
-    for part in key:
+def _found(schema: dict[str, Any], where: Key) -> tuple[Key, dict[str, Any], dict[str, Any]]:
+    """The key that pydantic means by ``where``, and the parts of a JSON schema that describe it and what is around it.
+
+    Empty where the schema says nothing. Where one of several kinds of mapping is meant, pydantic names the kind.
+    """
+    key: list[str | int] = []
+    around = node = _resolved(schema, schema)
+    for part in where:
+        if (kind := _kinds(schema, node)[1].get(part)) is not None:
+            node = kind
+            continue
+        around = node
         node = node.get("items", {}) if isinstance(part, int) else _properties(schema, node).get(part, {})
         node = _resolved(schema, node)
-    return node
+        key.append(part)
+    return tuple(key), node, around
+
+
+def _kinds(schema: dict[str, Any], node: dict[str, Any]) -> tuple[str, dict[Any, dict[str, Any]]]:
+    """The key that tells several kinds of a mapping apart, and the kinds by its value; none for a plain mapping."""
+    kinds = [_resolved(schema, choice) for choice in node.get("oneOf", ())]
+    told = [(name, one["const"], kind) for kind in kinds for name, one in kind["properties"].items() if "const" in one]
+    return told[0][0] if told else "", {value: kind for _, value, kind in told}
 
 
 def _properties(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
@@ -361,6 +381,8 @@ def _expected(schema: dict[str, Any], node: dict[str, Any]) -> str:
     """What a part of a JSON schema takes, in words."""
     if "anyOf" in node:
         return " or ".join(_expected(schema, _resolved(schema, choice)) for choice in node["anyOf"])
+    if "oneOf" in node:
+        return "a mapping"
     if "const" in node:
         return repr(node["const"])
     if "enum" in node:

@@ -6,9 +6,9 @@ Data only. A new runtime has its class here, whose ``runtime`` names it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, HttpUrl, Tag
 
 from scaler.documents import Section
 
@@ -59,5 +59,29 @@ class EmbeddedLevel(LevelSettings):
     """Loopback port of the model's server; a private unix socket when left out."""
 
 
-AnyLevel = EmbeddedLevel
+class OllamaLevel(LevelSettings):
+    """A model that Ollama loads and unloads as scaler tells it."""
+
+    runtime: Literal["ollama"]
+    """What loads it."""
+    url: HttpUrl = HttpUrl("http://127.0.0.1:11434")
+    """Where Ollama listens."""
+    model: Annotated[str, Field(min_length=1)]
+    """What Ollama calls the model, such as llama3.2:3b."""
+    num_gpu: Annotated[int, Field(ge=0)] | None = None
+    """How many layers go onto the GPU; as Ollama decides when left out."""
+
+
+AnyLevel = EmbeddedLevel | OllamaLevel
 """A level of any runtime."""
+
+
+def _runtime_of(level: Any) -> Any:
+    return level.get("runtime", "embedded") if isinstance(level, dict) else getattr(level, "runtime", None)
+
+
+LevelOfRuntime = Annotated[
+    Annotated[EmbeddedLevel, Tag("embedded")] | Annotated[OllamaLevel, Tag("ollama")],
+    Discriminator(_runtime_of),
+]
+"""What a level in the YAML is read as: ``runtime`` says which."""

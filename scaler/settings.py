@@ -17,11 +17,13 @@ from scaler import paths, policy_layers
 from scaler.demo.models import SHAPES
 from scaler.documents import JSON_SCHEMA, Document, Fault, Key, Section, dotted, parse, read_document
 from scaler.errors import ConfigError
-from scaler.level_settings import AnyLevel, EmbeddedLevel, LevelSettings
+from scaler.level_settings import EmbeddedLevel, LevelOfRuntime, LevelSettings, OllamaLevel
 from scaler.levels import OFF, RAM, gpu_resource
 from scaler.policy import Policy
 from scaler.tiers import AUTO, Detection, HardwareTierDetector, Tier
 
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+"""The hosts of a runtime that runs on this machine."""
 DEMO = "demo:"
 """A model's path that begins like this names one of the demo ladder's models."""
 
@@ -132,7 +134,7 @@ class Settings(Section):
 
     tier: Annotated[str, Field(min_length=1)] = AUTO
     """The class of machine: a tier's name, or auto to tell it from the hardware."""
-    ladder: Annotated[tuple[AnyLevel, ...], Field(min_length=1)]
+    ladder: Annotated[tuple[LevelOfRuntime, ...], Field(min_length=1)]
     """The levels, smallest first; the demo ladder when left out."""
     embeddings: EmbeddingSettings | None = None
     """The model behind /v1/embeddings; none when left out."""
@@ -296,6 +298,7 @@ def _ladder_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
         elif name in names[:position]:
             first = dotted(("ladder", names.index(name)))
             faults.append(Fault(("ladder", position, "name"), f"{name!r} is {first} already; expected distinct names"))
+    faults += _ollama_faults(levels)
     below: tuple[LevelSettings, Mapping[str, float]] | None = None
     for position, level in enumerate(levels):
         declared = _declared(level)
@@ -314,6 +317,23 @@ def _ladder_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
                     )
                 )
         below = level, declared
+    return faults
+
+
+def _ollama_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
+    """What scaler cannot do with Ollama's levels."""
+    faults = []
+    ollamas = [(position, level) for position, level in enumerate(levels) if isinstance(level, OllamaLevel)]
+    for position, level in ollamas:
+        if level.url.host not in LOOPBACK:
+            sentence = (
+                f"{str(level.url)!r} is not this machine, whose memory is watched; expected {' or '.join(LOOPBACK)}"
+            )
+            faults.append(Fault(("ladder", position, "url"), sentence))
+        larger = [other.name for place, other in ollamas if place > position and other.model == level.model]
+        if level.standby and larger:
+            sentence = f"{level.name!r} cannot stand by: {larger[0]!r} is the same model, which Ollama holds once only"
+            faults.append(Fault(("ladder", position, "standby"), f"{sentence}; expected another model, or false"))
     return faults
 
 

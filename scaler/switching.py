@@ -269,7 +269,7 @@ class Switcher:
             self._open()
         elif (spare := self._standby.pop(switch.dest, None)) is not None:
             self._cut_over(spare, switch)
-        elif current is not None and (switch.beside or current.model.name in self._standbys(switch.dest)):
+        elif current is not None and self._beside(current.model.name, switch):
             loaded, load_s = await self._load(switch.dest)
             self._cut_over(loaded, switch)
         else:
@@ -303,6 +303,14 @@ class Switcher:
             self._standby[before.model.name] = before
         else:
             self._retire(before)
+
+    def _beside(self, current: str, switch: Switch) -> bool:
+        """Whether the next level is loaded while the one that serves stays."""
+        if switch.dest == OFF:
+            return False
+        (runtime, settings), (other, of_dest) = self._levels[current], self._levels[switch.dest]
+        apart = runtime is not other or runtime.apart(settings, of_dest)
+        return apart and (switch.beside or current in self._standbys(switch.dest))
 
     def _standbys(self, dest: str) -> tuple[str, ...]:
         """The levels that are kept loaded beside ``dest``: those below it, to step down to."""

@@ -118,5 +118,6 @@ def test_every_dependency_of_the_core_is_declared() -> None:
     }
     assert extras["llama"] == {"aiohttp", "gguf", "orjson", "xllamacpp"}
     assert extras["server"] == {"aiohttp", "orjson", "uvloop"}
+    assert extras["ollama"] == {"aiohttp", "ollama", "orjson"}
     assert extras["demo"] == {"openai", "rich"}
     assert extras["desktop"] == {"desktop-notifier"}

@@ -23,6 +23,7 @@ from scaler.tiers import HardwareTierDetector, Tier
 
 Write = Callable[[str | bytes], Path]
 
+OLLAMA = "ladder:\n  - {{name: a, runtime: ollama, model: m, {0}}}\n  - {{name: b, runtime: ollama, model: m}}\n"
 LADDER = """\
 ladder:
   - name: a
@@ -121,7 +122,11 @@ WRONG = [
     (LADDER.replace("ram_gib: 2", "ram_gib: 1"), 7, "ladder[1].ram_gib", "from the smallest to the largest"),
     (LADDER.replace("ram_gib: 1", "ram_gib: 1\n    vram_gib: 1"), 6, "ladder[1].vram_gib", "0 GiB of gpu0"),
     (LADDER.replace("ram_gib: 1", "ram_gib: 0"), 4, "ladder[0].ram_gib", "0 cannot be used; expected a number above 0"),
-    (LADDER + "    runtime: magic\n", 8, "ladder[1].runtime", "'magic' cannot be used; expected 'embedded'"),
+    (LADDER + "    runtime: magic\n", 8, "ladder[1].runtime", "expected one of embedded, ollama"),
+    (OLLAMA.format("mmap: true"), 2, "ladder[0].mmap", "unknown key; expected one of name, "),
+    (OLLAMA.format("num_gpu: -1"), 2, "ladder[0].num_gpu", "-1 cannot be used; expected a whole number from 0"),
+    (OLLAMA.format("url: 'http://10.0.0.1'"), 2, "ladder[0].url", "is not this machine, whose memory is watched"),
+    (OLLAMA.format("standby: true"), 2, "ladder[0].standby", "'b' is the same model, which Ollama holds once only"),
     (LADDER + "    gpu_layer: 1\n", 8, "ladder[1].gpu_layer", "expected 'gpu_layers'"),
     (LADDER + "    mmap: yes\n", 8, "ladder[1].mmap", "'yes' cannot be used; expected true or false"),
     (LADDER + "    parallel: 0\n", 8, "ladder[1].parallel", "expected a whole number from 1 and up to 64"),
@@ -516,7 +521,7 @@ def test_words_that_older_yaml_turns_into_something_else_stay_words(write: Write
     """In YAML 1.1 ``no`` is false and ``1:30`` is 90."""
     settings = load_settings(write("ladder:\n  - {name: no, model: 1:30}\n  - {name: on, model: 2024-01-01}\n"))
     assert [level.name for level in settings.ladder] == ["no", "on"]
-    assert [level.model.name for level in settings.ladder] == ["1:30", "2024-01-01"]
+    assert [Path(level.model).name for level in settings.ladder] == ["1:30", "2024-01-01"]
 
 
 def test_aliases_within_bounds_work(write: Write) -> None:

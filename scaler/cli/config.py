@@ -63,6 +63,7 @@ def _check(config: Path | None, *, as_json: bool) -> int:
 def _usable(config: Path | None) -> None:
     """Raises ConfigError for all that would keep `scaler run` from starting, the models' files included."""
     from scaler.assembly import assemble
+    from scaler.level_settings import EmbeddedLevel
     from scaler.settings import load_settings
 
     _decided(config)
@@ -71,7 +72,7 @@ def _usable(config: Path | None) -> None:
         f"{settings.file}: {level.name}: {level.model}: no such file; correct the level's model"
         for level in settings.ladder
         # The demo ladder's are made when they are wanted.
-        if level.model.parent != paths.demo_models() and not level.model.is_file()
+        if isinstance(level, EmbeddedLevel) and level.model.parent != paths.demo_models() and not level.model.is_file()
     ]
     if absent:
         raise ConfigError("\n".join(absent))

@@ -126,10 +126,10 @@ def _levels(settings: Settings) -> list[Level]:
 
 def _footprint(level: AnyLevel) -> Mapping[str, int]:
     """What the level takes; empty when only its file could tell, and cannot."""
-    from scaler.runtimes.embedded import EmbeddedRuntime
+    from scaler.assembly import runtime_called
 
     try:
-        return EmbeddedRuntime().footprint(level)
+        return runtime_called(level.runtime).footprint(level)
     except (LevelUnavailable, MissingExtra):
         # The machine is worth looking at before the models are there: it is then drawn without this level's size.
         return {}

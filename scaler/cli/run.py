@@ -115,7 +115,10 @@ def collect_seldom() -> None:
 
 def _check_demo_models(ladder: Sequence[AnyLevel]) -> None:
     """Raises ScalerError for demo models that were not made yet: a newcomer is told so before anything fails."""
-    absent = [level.name for level in ladder if level.model.parent == paths.demo_models() and not level.model.is_file()]
+    from scaler.level_settings import EmbeddedLevel
+
+    demo = [one for one in ladder if isinstance(one, EmbeddedLevel) and one.model.parent == paths.demo_models()]
+    absent = [level.name for level in demo if not level.model.is_file()]
     if absent:
         raise ScalerError(
             f"the demo models ({', '.join(absent)}) are not there yet; make them with `{_program()} demo-models`, "

@@ -20,7 +20,7 @@ from scaler.runtimes.embedded_process import EmbeddedProcess
 from scaler.runtimes.embedded_server import SPARE_THREADS
 from scaler.runtimes.gguf_description import describe
 from scaler.runtimes.gguf_size import CACHE_BLOCK, Shape, pools, serving_bytes, shape_of, weights_bytes
-from scaler.runtimes.openai_server import OpenAIServer
+from scaler.runtimes.model_server import EventReader, ModelServer
 from scaler.settings import EmbeddingSettings
 
 GONE_S = 1.0
@@ -78,6 +78,10 @@ class EmbeddedRuntime:
 
         every = [quantised("q8_0"), shortened(2), quantised("q4_0"), shortened(4)]
         return [saving for saving in every if saving.saved[RAM] > 0 and _of_use(saving, shape)]
+
+    def apart(self, one: EmbeddedLevel, other: EmbeddedLevel) -> bool:
+        """Always: each has a process of its own."""
+        return True
 
     def pids(self) -> Collection[int]:
         """The children that are loaded or loading."""
@@ -167,7 +171,7 @@ class EmbeddedModel:
         self._context_tokens = settings.context_tokens
         # A request holds one of the server's threads from its arrival on, even while it waits for a slot. Twelve
         # streams took them all, and /health and /tokenize were not answered until one ended. So requests wait here.
-        self._server = OpenAIServer(
+        self._server = ModelServer(
             self._where, address, answers=settings.parallel, calls=SPARE_THREADS - 1, why_gone=self._why_gone
         )
 
@@ -178,11 +182,15 @@ class EmbeddedModel:
 
     def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Stream the answer's chunks; raises LevelUnavailable, RequestRejected."""
-        return self._server.stream("/v1/chat/completions", request)
+        return self._stream("/v1/chat/completions", request)
 
     def complete(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Stream what follows the prompt; raises LevelUnavailable, RequestRejected."""
-        return self._server.stream("/v1/completions", request)
+        return self._stream("/v1/completions", request)
+
+    def _stream(self, path: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        asked = {**request, "stream": True, "stream_options": {"include_usage": True}}
+        return self._server.stream(path, asked, EventReader())
 
     async def embed(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Answer an OpenAI embeddings request; raises LevelUnavailable, RequestRejected."""

@@ -106,7 +106,7 @@ def serving_bytes(
 def shape_of(name: str, path: Path) -> Shape:
     """The shape that a model's metadata tells; raises LevelUnavailable when the file cannot be read or is no GGUF."""
     try:
-        return _shape(read_metadata(path))
+        return shape_in(read_metadata(path))
     except OSError as error:
         raise LevelUnavailable(f"{name}: {path}: {error.strerror or error}; correct the level's model") from error
     except ValueError as error:
@@ -120,7 +120,8 @@ def pools(path: Path) -> bool:
     return bool(metadata.get(f"{metadata.get('general.architecture')}.pooling_type"))
 
 
-def _shape(metadata: Mapping[str, Any]) -> Shape:
+def shape_in(metadata: Mapping[str, Any]) -> Shape:
+    """The shape that a model's metadata tells; raises ValueError for metadata that no model has."""
     architecture = metadata.get("general.architecture")
 
     def number(key: str) -> int:

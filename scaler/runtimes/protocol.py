@@ -65,6 +65,9 @@ class Runtime(Protocol[L]):
         Empty where the footprint does not follow from the settings. Raises LevelUnavailable. May take a second.
         """
 
+    def apart(self, one: L, other: L) -> bool:
+        """Whether two levels can be loaded at the same time."""
+
     def pids(self) -> Collection[int]:
         """The processes of everything that is loaded or being loaded; from any thread."""
 

@@ -106,6 +106,9 @@ class Runtime:
 
     def require(self) -> None: ...
 
+    def apart(self, one: EmbeddedLevel, other: EmbeddedLevel) -> bool:
+        return True
+
     def pids(self) -> tuple[int, ...]:
         return ()
 

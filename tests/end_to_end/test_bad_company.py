@@ -90,6 +90,9 @@ class Breaking:
     def savings(self, _: EmbeddedLevel) -> Sequence[Saving]:
         return ()
 
+    def apart(self, *_: EmbeddedLevel) -> bool:
+        return True
+
     def pids(self) -> Collection[int]:
         return ()
 
@@ -147,7 +150,7 @@ def quickly_broken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_half_a_chunk_is_never_passed_on_and_the_answer_goes_on(serving: Running, streamed: bool) -> None:
     """What came whole counts, and what is missing is asked for anew."""
     runtime = Breaking(HALF, REST)
-    with mock.patch("scaler.assembly._runtime", return_value=runtime), serving(levels=("small",)) as (url, _, _):
+    with mock.patch("scaler.assembly.runtime_called", return_value=runtime), serving(levels=("small",)) as (url, _, _):
         assert answer(client(url), streamed) == "one two three four"
     assert [asked["messages"][-1]["content"] for asked in runtime.asked] == ["Who are you?", "one two"]
 
@@ -164,7 +167,7 @@ def test_a_runtime_that_always_breaks_off_is_a_clean_error(
     """In OpenAI's form, and the server lives."""
     runtime = Breaking(reply)
     with (
-        mock.patch("scaler.assembly._runtime", return_value=runtime),
+        mock.patch("scaler.assembly.runtime_called", return_value=runtime),
         serving(levels=("small",)) as (url, manager, watch),
     ):
         talk = client(url)

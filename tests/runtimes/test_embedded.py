@@ -25,7 +25,7 @@ from scaler.errors import LevelUnavailable, MissingExtra, NeverAsked, RequestRej
 from scaler.level_settings import EmbeddedLevel
 from scaler.levels import GIB
 from scaler.loop_thread import LoopThread
-from scaler.runtimes import embedded_process, openai_server
+from scaler.runtimes import embedded_process, model_server
 from scaler.runtimes.embedded import EmbeddedModel, EmbeddedRuntime
 from tests.runtimes.test_gguf_size import a_file
 
@@ -397,7 +397,7 @@ def test_a_model_that_hangs_is_not_healthy_and_can_be_unloaded(
     settings: Callable[..., EmbeddedLevel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in its tracks, it answers neither requests nor SIGTERM."""
-    monkeypatch.setattr(openai_server, "HEALTH_S", 0.3)
+    monkeypatch.setattr(model_server, "HEALTH_S", 0.3)
     monkeypatch.setattr(embedded_process, "TERM_GRACE_S", 0.3)
 
     async def body() -> None:

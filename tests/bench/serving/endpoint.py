@@ -61,7 +61,7 @@ def main(upstream: str, folder: str) -> None:
         f"journal: {{path: {folder}/journal.jsonl}}\n"
         "queue: {limit: 1000}\n"
     )
-    with mock.patch("scaler.assembly._runtime", return_value=Upstream(upstream)), ModelManager(config) as manager:
+    with mock.patch("scaler.assembly.runtime_called", return_value=Upstream(upstream)), ModelManager(config) as manager:
         endpoint = Endpoint(manager, "127.0.0.1", 0)
         endpoint.start()
         recorder = Recorder(Path(folder) / "recording")

@@ -1,13 +1,13 @@
-"""A server that speaks OpenAI's API, as its client sees it: answers as streams, and what its errors mean.
+"""The HTTP server of a model, as its client sees it: answers as streams, and what its errors mean.
 
-Owns the connection and the dialect; knows nothing of how the server came to be, nor of how a model is loaded there.
+Owns the connection. How an answer is written is its reader's to know; how the model came to be there, nobody's here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from scaler.errors import LevelUnavailable, NeverAsked, RequestRejected
 from scaler.runtimes.event_stream import EventStream
@@ -25,7 +25,40 @@ REQUEST_AT_FAULT = ("Failed to parse", "Unknown reasoning format", "image input 
 """How llama.cpp begins to say what is wrong with a request where it sends 500 all the same."""
 
 
-class OpenAIServer:
+class Reader(Protocol):
+    """Makes chunks of one answer's bytes."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is whole."""
+
+    def feed(self, block: bytes) -> Sequence[dict[str, Any]]:
+        """The chunks that end in this block, or OpenAI's object with an ``error``. Raises ValueError."""
+
+
+class EventReader:
+    """Reads OpenAI's form: server-sent events, ``[DONE]`` at the end."""
+
+    def __init__(self) -> None:
+        self._events = EventStream(EVENT_LIMIT_BYTES)
+        self.ended = False
+
+    def feed(self, block: bytes) -> Sequence[dict[str, Any]]:
+        """The chunks in the events."""
+        import orjson
+
+        chunks = []
+        for data in self._events.feed(block):
+            if data == b"[DONE]":
+                self.ended = True
+                break
+            # llama.cpp's completion of several prompts begins with null.
+            if (chunk := orjson.loads(data)) is not None:
+                chunks.append(chunk)
+        return chunks
+
+
+class ModelServer:
     """Asks one server; `close` ends what is being asked."""
 
     def __init__(
@@ -61,12 +94,18 @@ class OpenAIServer:
         self._answers: set[aiohttp.ClientResponse] = set()
         self._closed = False
 
-    async def stream(self, path: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """The chunks of an answer; raises LevelUnavailable, RequestRejected."""
+    async def stream(
+        self, path: str, request: Mapping[str, Any], reader: Reader
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The chunks of an answer, as ``reader`` makes them; raises LevelUnavailable, RequestRejected."""
         import aiohttp
         import orjson
 
-        body = orjson.dumps({**request, "stream": True, "stream_options": {"include_usage": True}})
+        try:
+            body = orjson.dumps(request)
+        except orjson.JSONEncodeError as error:
+            # Half of a pair of surrogates, say, which a tool call's arguments may hold.
+            raise RequestRejected(f"the request cannot be written as JSON: {error}") from error
         what = "the model does not answer"
         async with self._slots:
             self._check_open()
@@ -76,20 +115,15 @@ class OpenAIServer:
                         raise await self._refusal(response)
                     what = "the model ended in the middle of the answer"
                     self._answers.add(response)
-                    events = EventStream(EVENT_LIMIT_BYTES)
                     try:
                         # Whatever has come, not a line at a time: a model that is quick sends several events at once.
                         async for block in response.content.iter_any():
-                            for data in events.feed(block):
-                                if data == b"[DONE]":
-                                    return
-                                chunk = orjson.loads(data)
-                                if chunk is None:
-                                    # llama.cpp's completion of several prompts begins with it.
-                                    continue
+                            for chunk in reader.feed(block):
                                 if "error" in chunk:
                                     raise self._refused(chunk["error"].get("code", 500), chunk)
                                 yield chunk
+                            if reader.ended:
+                                return
                     finally:
                         self._answers.discard(response)
             except (aiohttp.ClientError, ConnectionError, ValueError) as error:
@@ -138,9 +172,13 @@ class OpenAIServer:
         return self._refused(response.status, body)
 
     def _refused(self, status: int, body: Any) -> RequestRejected | LevelUnavailable:
-        try:
-            message = str(body["error"]["message"])
-        except (KeyError, TypeError):
+        told = body.get("error") if isinstance(body, dict) else None
+        if isinstance(told, str):
+            # Ollama's is the text alone.
+            body, message = None, told
+        elif isinstance(told, dict) and "message" in told:
+            message = str(told["message"])
+        else:
             body, message = None, f"HTTP {status}"
         if 400 <= status < 500:
             return RequestRejected(message, status, body)

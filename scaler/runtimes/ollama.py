@@ -1,0 +1,345 @@
+"""Ollama, steered where it stands: it loads and unloads the levels' models, and answers in its own dialect.
+
+Owns what is asked of Ollama; how its answers read is `ollama_dialect`, which processes its models are `ollama_runners`.
+Knows nothing of thresholds or ladders.
+
+Source: https://docs.ollama.com/api
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from scaler.descriptions import Description
+from scaler.errors import LevelUnavailable, MissingExtra
+from scaler.level_settings import OllamaLevel
+from scaler.levels import GIB, RAM, Saving, gpu_resource
+from scaler.runtimes import ollama_dialect
+from scaler.runtimes.gguf_size import OVERHEAD_BYTES, shape_in
+from scaler.runtimes.model_server import ModelServer
+from scaler.runtimes.ollama_runners import gone, runners, runs
+
+if TYPE_CHECKING:
+    import ollama
+
+LINE_LIMIT_BYTES = 16 * 1024**2
+"""The longest line that is read: a tool call with a long argument is one line."""
+ASK_S = 10.0
+"""Within this Ollama says what it has and what is loaded; a load has its own time."""
+LOOK_EVERY_S = 0.2
+"""How often Ollama is asked whether a model is gone."""
+UNLOAD_S = 30.0
+"""Within this a model that was told to go is gone, or it will not go."""
+GONE_S = 1.0
+"""How long after a broken connection the end of the model's process is waited for, in order to tell the cause."""
+CALLS = 4
+"""How many questions beside answers are asked at a time."""
+BYTES_A_TOKEN, TOKENS_A_MESSAGE = 3, 8
+"""Ollama counts no tokens for others. English takes about four bytes a token; three errs on the safe side."""
+
+
+class OllamaRuntime:
+    """Has Ollama load and unload. One for all levels, whatever addresses they name."""
+
+    def __init__(self) -> None:
+        self._loaded: set[OllamaModel] = set()
+        self._loading: dict[object, frozenset[int]] = {}
+
+    def require(self) -> None:
+        """Raises MissingExtra when Ollama's client or the HTTP client is not installed."""
+        for module in ("ollama", "aiohttp", "orjson"):
+            if find_spec(module) is None:
+                raise MissingExtra(
+                    f"{module} is not installed; install it with: pip install 'capability-scaler[ollama]'"
+                )
+
+    def footprint(self, settings: OllamaLevel) -> Mapping[str, int]:
+        """As declared, or estimated from what Ollama says of the model.
+
+        With ``vram_gib`` the model is on a GPU, and what it takes of RAM is a process without weights unless declared.
+        Raises LevelUnavailable, MissingExtra.
+        """
+        vram = int(settings.vram_gib * GIB)
+        if settings.ram_gib is not None:
+            ram = int(settings.ram_gib * GIB)
+        elif vram:
+            ram = OVERHEAD_BYTES
+        else:
+            ram = self._estimate(settings)
+        return {RAM: ram, gpu_resource(settings.gpu): vram} if vram else {RAM: ram}
+
+    def _estimate(self, settings: OllamaLevel) -> int:
+        self.require()
+        import ollama
+
+        with _Explained(settings), ollama.Client(host=_host(settings), timeout=ASK_S) as client:
+            shown = client.show(settings.model)
+            sizes = [one.size or 0 for one in client.list().models if one.model == _tagged(settings.model)]
+        try:
+            cached = shape_in(shown.modelinfo or {}).cache_bytes(settings.context_tokens * settings.parallel, "f16")
+        except ValueError as error:
+            raise LevelUnavailable(f"{_where(settings)}: {error}; set the level's ram_gib") from error
+        if not sizes or not cached:
+            raise LevelUnavailable(f"{_where(settings)}: Ollama does not say how large it is; set the level's ram_gib")
+        return sizes[0] + cached + OVERHEAD_BYTES
+
+    def describe(self, settings: OllamaLevel) -> Description:
+        """Its name; what else there is, Ollama tells."""
+        return Description(settings.model, settings.context_tokens)
+
+    def savings(self, settings: OllamaLevel) -> Sequence[Saving]:
+        """None: what a level takes at other settings only Ollama knows."""
+        return ()
+
+    def apart(self, one: OllamaLevel, other: OllamaLevel) -> bool:
+        """Ollama holds a model once: asked for it with other options, it loads it anew in its place."""
+        return (_host(one), _tagged(one.model)) != (_host(other), _tagged(other.model))
+
+    def pids(self) -> Collection[int]:
+        """The processes of what is loaded, and those that came since a load began."""
+        own = {model.pid for model in self._loaded}
+        for before in tuple(self._loading.values()):
+            own |= runners() - before
+        return tuple(own)
+
+    async def load(self, settings: OllamaLevel, progress: Callable[[float], None]) -> OllamaModel:
+        """Have Ollama load it, with the level's context window. Raises LevelUnavailable, MissingExtra."""
+        self.require()
+        import ollama
+
+        client = ollama.AsyncClient(host=_host(settings), timeout=settings.load_timeout_s)
+        progress(0.0)
+        try:
+            with _Explained(settings):
+                pid = await self._load(settings, client)
+        except BaseException:
+            # Shielded, so that a load that is cancelled lets go of its connection as well.
+            await asyncio.shield(_close(client))
+            raise
+        progress(1.0)
+        model = OllamaModel(settings, client, pid, self._loaded.discard)
+        self._loaded.add(model)
+        return model
+
+    async def _load(self, settings: OllamaLevel, client: ollama.AsyncClient) -> int:
+        """Have it loaded; returns the process that holds it."""
+        # One that somebody else had loaded has other options, and its process could not be told from others'.
+        if await _holds(client, settings):
+            await _unload(client, settings)
+        ticket, before = object(), runners()
+        self._loading[ticket] = before
+        try:
+            await client.generate(settings.model, keep_alive=ollama_dialect.FOREVER, options=_options(settings))
+            if not await _holds(client, settings):
+                now = ", ".join(one.model or "?" for one in (await client.ps()).models) or "nothing"
+                raise LevelUnavailable(
+                    f"{_where(settings)}: asked to load it, Ollama has loaded {now}; look at `ollama ps`"
+                )
+            return self._pid(settings, before)
+        except BaseException:
+            # Cancelled, or not what was asked for: nothing may stay behind that nobody knows of.
+            await asyncio.shield(_let_go(settings))
+            raise
+        finally:
+            del self._loading[ticket]
+
+    def _pid(self, settings: OllamaLevel, before: frozenset[int]) -> int:
+        new = runners() - before - {model.pid for model in self._loaded}
+        if len(new) != 1:
+            raise LevelUnavailable(
+                f"{_where(settings)}: loaded, but its process cannot be told ({len(new)} new `ollama runner` seen), so "
+                "neither can its memory; run Ollama on this machine, outside of containers, and load nothing else "
+                "meanwhile"
+            )
+        return next(iter(new))
+
+
+class OllamaModel:
+    """A level that Ollama has loaded."""
+
+    def __init__(
+        self,
+        settings: OllamaLevel,
+        client: ollama.AsyncClient,
+        pid: int,
+        forget: Callable[[OllamaModel], None],
+    ) -> None:
+        self._settings, self._client, self._forget = settings, client, forget
+        self.pid = pid
+        """The process that holds it."""
+        self._asked_to_go = False
+        self._server = ModelServer(
+            _where(settings), _host(settings), answers=settings.parallel, calls=CALLS, why_gone=self._why_gone
+        )
+
+    @property
+    def name(self) -> str:
+        """The level's name."""
+        return self._settings.name
+
+    def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Stream the answer's chunks; raises LevelUnavailable, RequestRejected."""
+        body = ollama_dialect.chat(request, self._settings.model, _options(self._settings))
+        return self._server.stream("/api/chat", body, _LineReader(self.name, plain=False))
+
+    def complete(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Stream what follows the prompt; raises LevelUnavailable, RequestRejected."""
+        body = ollama_dialect.completion(request, self._settings.model, _options(self._settings))
+        return self._server.stream("/api/generate", body, _LineReader(self.name, plain=True))
+
+    async def count_tokens(self, request: Mapping[str, Any]) -> int:
+        """Estimated from the length of the text: Ollama has no way to ask."""
+        besides = [request[key] for key in ("tools", "response_format") if request.get(key)]
+        return sum(
+            TOKENS_A_MESSAGE + math.ceil(len(str(one).encode(errors="replace")) / BYTES_A_TOKEN)
+            for one in [*(message.get("content") or "" for message in request["messages"]), *besides]
+        )
+
+    async def health(self) -> bool:
+        """Whether Ollama answers, and the model is in its place."""
+        return runs(self.pid) and await self._server.well("/api/version")
+
+    async def died(self) -> str:
+        """Wait until the model is gone unasked; return what can be told of it."""
+        await gone(self.pid)
+        if self._asked_to_go:
+            await asyncio.get_running_loop().create_future()
+        return f"{_where(self._settings)}: Ollama unloaded it or its process ended; Ollama's log says more"
+
+    async def unload(self) -> None:
+        """Have Ollama unload it; its memory is back when this returns. Raises LevelUnavailable when it will not."""
+        self._asked_to_go = True
+        await self._server.close()
+        try:
+            if runs(self.pid):
+                with _Explained(self._settings):
+                    await _unload(self._client, self._settings)
+        finally:
+            await _close(self._client)
+            # Also where Ollama refused: what it holds then is no level's any more, and counts as the others'.
+            self._forget(self)
+
+    async def _why_gone(self) -> str | None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GONE_S):
+                await gone(self.pid)
+            return "Ollama unloaded it or its process ended"
+        return None
+
+
+class _LineReader:
+    """Reads Ollama's form: an object a line."""
+
+    def __init__(self, level: str, *, plain: bool) -> None:
+        self._lines = ollama_dialect.Lines(level, plain=plain, created_s=int(time.time()), identity=uuid.uuid4().hex)
+        self._begun = b""
+        self.ended = False
+
+    def feed(self, block: bytes) -> Sequence[dict[str, Any]]:
+        import orjson
+
+        *lines, self._begun = (self._begun + block).split(b"\n")
+        if len(self._begun) > LINE_LIMIT_BYTES:
+            raise ValueError(f"a line of more than {LINE_LIMIT_BYTES} bytes")
+        chunks: list[dict[str, Any]] = []
+        for line in filter(None, map(bytes.strip, lines)):
+            said = orjson.loads(line)
+            if not isinstance(said, dict):
+                raise ValueError("a line that is no object")
+            if "error" in said:
+                return [*chunks, {"error": {"message": str(said["error"])}}]
+            chunks += self._lines.feed(said)
+            self.ended = self.ended or bool(said.get("done"))
+        return chunks
+
+
+def _host(settings: OllamaLevel) -> str:
+    return str(settings.url).rstrip("/")
+
+
+def _where(settings: OllamaLevel) -> str:
+    return f"{settings.name}: {settings.model} of Ollama at {_host(settings)}"
+
+
+def _tagged(model: str) -> str:
+    """The name as Ollama lists it."""
+    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+
+
+def _options(settings: OllamaLevel) -> dict[str, Any]:
+    """What a model is loaded with; a request with other options would have Ollama load it anew."""
+    layers = {} if settings.num_gpu is None else {"num_gpu": settings.num_gpu}
+    return {"num_ctx": settings.context_tokens, **layers}
+
+
+async def _holds(client: ollama.AsyncClient, settings: OllamaLevel) -> bool:
+    return any(one.model == _tagged(settings.model) for one in (await client.ps()).models)
+
+
+async def _close(client: ollama.AsyncClient) -> None:
+    await client.close()  # type: ignore[no-untyped-call]  # the client has no types there
+
+
+async def _let_go(settings: OllamaLevel) -> None:
+    """Ask for it to be unloaded. Why it could not be loaded is told already, which says more than that this failed."""
+    import httpx
+    import ollama
+
+    async with ollama.AsyncClient(host=_host(settings), timeout=ASK_S) as client:
+        with contextlib.suppress(ollama.ResponseError, httpx.HTTPError, ConnectionError, ValueError, TypeError):
+            await client.generate(settings.model, keep_alive=0)
+
+
+async def _unload(client: ollama.AsyncClient, settings: OllamaLevel) -> None:
+    """Have it unloaded and wait until it is gone. Raises LevelUnavailable when it stays."""
+    await client.generate(settings.model, keep_alive=0)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(UNLOAD_S):
+            while True:
+                if not await _holds(client, settings):
+                    return
+                await asyncio.sleep(LOOK_EVERY_S)
+    raise LevelUnavailable(
+        f"{_where(settings)}: told to unload it, Ollama still holds it after {UNLOAD_S:g} s; "
+        f"try `ollama stop {settings.model}`"
+    )
+
+
+class _Explained(contextlib.AbstractContextManager[None]):
+    """Makes LevelUnavailable of what Ollama's client raises, with what to do about it."""
+
+    def __init__(self, settings: OllamaLevel) -> None:
+        self._settings = settings
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        import httpx
+        import ollama
+        import pydantic
+
+        where = _where(self._settings)
+        if isinstance(error, ollama.ResponseError):
+            if error.status_code == 404:
+                todo = f"Ollama has no such model; pull it with `ollama pull {self._settings.model}`"
+            else:
+                todo = f"Ollama answered {error.status_code}: {error.error}"
+            raise LevelUnavailable(f"{where}: {todo}") from error
+        if isinstance(error, httpx.TimeoutException):
+            raise LevelUnavailable(
+                f"{where}: no answer in time; look at Ollama's log, or raise load_timeout_s"
+            ) from error
+        if isinstance(error, httpx.HTTPError | ConnectionError):
+            raise LevelUnavailable(
+                f"{where}: Ollama does not answer ({error}); start it with `ollama serve`"
+            ) from error
+        if isinstance(error, pydantic.ValidationError | ValueError | TypeError):
+            raise LevelUnavailable(
+                f"{where}: what answers there does not speak Ollama's API ({str(error).splitlines()[0]}); "
+                "correct the level's url"
+            ) from error

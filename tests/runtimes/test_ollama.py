@@ -1,0 +1,222 @@
+"""Levels that Ollama loads: the adapter against the strict stand-in, and a whole ladder of them under pressure."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psutil
+import pytest
+from pydantic import HttpUrl
+
+from scaler.errors import LevelUnavailable, RequestRejected
+from scaler.level_settings import OllamaLevel
+from scaler.runtimes import ollama
+from scaler.runtimes.ollama import OllamaModel, OllamaRuntime
+from tests.runtimes.ollama_server import Model, OllamaServer
+
+MIB = 1024**2
+SHAPE = {
+    "general.architecture": "llama",
+    "llama.block_count": 12,
+    "llama.embedding_length": 256,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 4,
+}
+ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "Who are you?"}]}
+
+
+@pytest.fixture
+def server() -> Iterator[OllamaServer]:
+    """An Ollama with two models."""
+    models = {
+        "small:latest": Model(size_bytes=20 * MIB, says=" The small one speaks", info=SHAPE),
+        "large:latest": Model(size_bytes=60 * MIB, says=" The large one speaks", info=SHAPE),
+    }
+    with OllamaServer(models=models) as running:
+        yield running
+
+
+def level(server: OllamaServer, name: str = "small", **changes: Any) -> OllamaLevel:
+    settings: dict[str, Any] = {"name": name, "runtime": "ollama", "model": name, "url": HttpUrl(server.url)}
+    return OllamaLevel(**{**settings, **changes})
+
+
+@asynccontextmanager
+async def loaded(settings: OllamaLevel) -> AsyncIterator[tuple[OllamaRuntime, OllamaModel]]:
+    runtime = OllamaRuntime()
+    model = await runtime.load(settings, lambda _: None)
+    try:
+        yield runtime, model
+    finally:
+        await model.unload()
+
+
+def said(chunks: list[dict[str, Any]]) -> str:
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+
+
+def test_a_level_is_loaded_answers_and_is_unloaded(server: OllamaServer) -> None:
+    """With the level's window, for as long as scaler says; its memory counts as own, and is back afterwards."""
+
+    async def body() -> None:
+        async with loaded(level(server, context_tokens=2048, num_gpu=0)) as (runtime, model):
+            held = server.loaded["small:latest"]
+            assert (held.num_ctx, held.num_gpu, held.pid) == (2048, 0, model.pid)
+            assert tuple(runtime.pids()) == (held.pid,)
+            assert psutil.Process(held.pid).memory_info().rss > 20 * MIB
+            assert await model.health()
+            chunks = [chunk async for chunk in model.chat(ASKED)]
+            assert said(chunks) == " The small one speaks"
+            assert [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]][-1] == "stop"
+            assert chunks[-1]["usage"]["completion_tokens"] == 4
+            # The options of an answer are those of the load, or Ollama would load it anew; it stays for ever.
+            assert server.loaded["small:latest"].pid == held.pid
+            assert float(server.loaded["small:latest"].keep_alive) < 0
+        assert not server.loaded
+        assert tuple(runtime.pids()) == ()
+        assert not psutil.pid_exists(held.pid)
+
+    asyncio.run(body())
+
+
+def test_an_answer_is_continued_where_another_level_left_it(server: OllamaServer) -> None:
+    """That is how answers are handed over."""
+
+    async def body() -> None:
+        async with loaded(level(server)) as (_, model):
+            begun = [*ASKED["messages"], {"role": "assistant", "content": " The small"}]
+            assert said([chunk async for chunk in model.chat({"messages": begun})]) == " one speaks"
+
+    asyncio.run(body())
+
+
+def test_a_prompt_is_completed(server: OllamaServer) -> None:
+    """Without the chat template."""
+
+    async def body() -> None:
+        async with loaded(level(server)) as (_, model):
+            chunks = [chunk async for chunk in model.complete({"prompt": "Count. 1 2", "max_tokens": 3})]
+            assert "".join(choice["text"] for chunk in chunks for choice in chunk["choices"]) == " 3 4 5"
+            assert chunks[-2]["choices"][0]["finish_reason"] == "length"
+
+    asyncio.run(body())
+
+
+def test_what_somebody_else_loaded_is_loaded_anew(server: OllamaServer) -> None:
+    """Its window may be another, and which process holds it must be known."""
+
+    async def body() -> None:
+        async with loaded(level(server, context_tokens=4096)) as (_, first):
+            pid = first.pid
+            async with loaded(level(server, context_tokens=512)) as (_, second):
+                assert second.pid != pid
+                assert server.loaded["small:latest"].num_ctx == 512
+
+    asyncio.run(body())
+
+
+def test_a_model_that_is_not_pulled_says_how_to_pull_it(server: OllamaServer) -> None:
+    """When it is sized and when it is loaded."""
+    absent = level(server, model="absent")
+    for ask in (lambda: OllamaRuntime().footprint(absent), lambda: asyncio.run(OllamaRuntime().load(absent, print))):
+        with pytest.raises(LevelUnavailable, match=r"^small: absent of Ollama at .*`ollama pull absent`"):
+            ask()
+
+
+def test_an_ollama_that_is_off_says_how_to_start_it() -> None:
+    """Nobody listens at that port."""
+    settings = OllamaLevel(name="small", runtime="ollama", model="small", url=HttpUrl("http://127.0.0.1:9"))
+    for ask in (
+        lambda: OllamaRuntime().footprint(settings),
+        lambda: asyncio.run(OllamaRuntime().load(settings, lambda _: None)),
+    ):
+        with pytest.raises(LevelUnavailable, match=r"^small: small of Ollama at .*`ollama serve`"):
+            ask()
+
+
+@pytest.mark.parametrize("reply", [b"<html>hello</html>", b'{"models": [', b'{"models": 3}', b"[]"])
+def test_something_else_at_the_address_is_told_as_such(server: OllamaServer, reply: bytes) -> None:
+    """HTML, half of JSON, another version's fields."""
+    server.reply = reply
+    with pytest.raises(LevelUnavailable, match=r"^small: small of Ollama at http"):
+        asyncio.run(OllamaRuntime().load(level(server), lambda _: None))
+
+
+def test_one_that_will_not_unload_is_told_and_no_longer_ours(
+    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The switch fails with this message, and its memory counts as the others'."""
+    monkeypatch.setattr(ollama, "UNLOAD_S", 0.3)
+
+    async def body() -> None:
+        runtime = OllamaRuntime()
+        model = await runtime.load(level(server), lambda _: None)
+        server.refuse_unload = True
+        with pytest.raises(LevelUnavailable, match=r"still holds it after 0.3 s; try `ollama stop small`"):
+            await model.unload()
+        assert tuple(runtime.pids()) == ()
+
+    asyncio.run(body())
+
+
+def test_another_model_than_asked_for_is_no_load(server: OllamaServer) -> None:
+    """The machine's state stays true: nothing serves under a wrong name."""
+    server.load_other = "large:latest"
+    with pytest.raises(LevelUnavailable, match="asked to load it, Ollama has loaded large:latest"):
+        asyncio.run(OllamaRuntime().load(level(server), lambda _: None))
+
+
+def test_a_load_that_takes_too_long_is_given_up(server: OllamaServer) -> None:
+    """After the level's own limit."""
+    server.delay_s = 5.0
+    with pytest.raises(LevelUnavailable, match="no answer in time"):
+        asyncio.run(OllamaRuntime().load(level(server, load_timeout_s=0.3), lambda _: None))
+
+
+def test_a_model_that_is_killed_is_noticed_and_its_answer_breaks_off(server: OllamaServer) -> None:
+    """With what can be told of it; so that the next level goes on."""
+    server.token_s = 0.05
+
+    async def body() -> None:
+        async with loaded(level(server)) as (_, model):
+            watching = asyncio.create_task(model.died())
+            answer = model.chat({"messages": [{"role": "user", "content": "Count."}]})
+            await anext(answer)
+            os.kill(model.pid, signal.SIGKILL)
+            with pytest.raises(LevelUnavailable, match="Ollama unloaded it or its process ended"):
+                [chunk async for chunk in answer]
+            assert "its process ended" in await watching
+            assert not await model.health()
+
+    asyncio.run(body())
+
+
+def test_what_ollama_cannot_do_is_the_requests_fault(server: OllamaServer) -> None:
+    """No level is blamed for it."""
+
+    async def body() -> None:
+        async with loaded(level(server)) as (_, model):
+            with pytest.raises(RequestRejected, match="'n'"):
+                [chunk async for chunk in model.chat({**ASKED, "n": 2})]
+
+    asyncio.run(body())
+
+
+def test_a_footprint_is_estimated_or_as_declared(server: OllamaServer) -> None:
+    """The file, the cache of every slot, and the process; or what the person says."""
+    few, many = (OllamaRuntime().footprint(level(server, context_tokens=n))["ram"] for n in (1024, 65536))
+    assert 20 * MIB < few < many
+    assert OllamaRuntime().footprint(level(server, ram_gib=1.0)) == {"ram": 1024 * MIB}
+    assert OllamaRuntime().footprint(level(server, vram_gib=1.0))["gpu0"] == 1024 * MIB
+
+
+def test_one_model_with_two_windows_is_never_loaded_twice(server: OllamaServer) -> None:
+    """Ollama would load it anew in its place."""
+    one, wide, other = level(server), level(server, context_tokens=8192), level(server, "large")
+    assert not OllamaRuntime().apart(one, wide)
+    assert OllamaRuntime().apart(one, other)
