@@ -71,6 +71,17 @@ class OllamaLevel(LevelSettings):
     num_gpu: Annotated[int, Field(ge=0)] | None = None
     """How many layers go onto the GPU; as Ollama decides when left out."""
 
+    @property
+    def listed(self) -> str:
+        """The model as Ollama lists it, in small letters, for Ollama does not tell them from capitals."""
+        return listed(self.model)
+
+
+def listed(model: str) -> str:
+    """A model's name, however it was written, as Ollama lists it, in small letters."""
+    short = model.casefold().removeprefix("registry.ollama.ai/").removeprefix("library/")
+    return short if ":" in short.rpartition("/")[2] else f"{short}:latest"
+
 
 AnyLevel = EmbeddedLevel | OllamaLevel
 """A level of any runtime."""

@@ -330,7 +330,7 @@ def _ollama_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
                 f"{str(level.url)!r} is not this machine, whose memory is watched; expected {' or '.join(LOOPBACK)}"
             )
             faults.append(Fault(("ladder", position, "url"), sentence))
-        larger = [other.name for place, other in ollamas if place > position and other.model == level.model]
+        larger = [other.name for place, other in ollamas if place > position and other.listed == level.listed]
         if level.standby and larger:
             sentence = f"{level.name!r} cannot stand by: {larger[0]!r} is the same model, which Ollama holds once only"
             faults.append(Fault(("ladder", position, "standby"), f"{sentence}; expected another model, or false"))

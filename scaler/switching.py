@@ -199,7 +199,7 @@ class Switcher:
         return self._standby.get(level) if level is not None else None
 
     async def close(self) -> None:
-        """End everything: running answers, switches, models."""
+        """End everything: running answers, switches, models. Raises LevelUnavailable for one that will not go."""
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
@@ -211,12 +211,19 @@ class Switcher:
         for task in self._retiring.values():
             task.cancel()
         await asyncio.gather(*self._retiring.values(), return_exceptions=True)
+        failed = []
         for one in loaded:
             for lease in list(one.leases):
                 lease.limit(0.0, 0)
-            await self._unload(one)
+            try:
+                await self._unload(one)
+            except LevelUnavailable as error:
+                # The others are to go all the same.
+                failed.append(error)
         self._standby.clear()
         self._current = None
+        if failed:
+            raise failed[0]
 
     # ---------------------------------------------------------------- on the loop
 
@@ -270,6 +277,8 @@ class Switcher:
         elif (spare := self._standby.pop(switch.dest, None)) is not None:
             self._cut_over(spare, switch)
         elif current is not None and self._beside(current.model.name, switch):
+            if not all(self._apart(one.model.name, switch.dest) for one in self._retiring):
+                await self._finish_retiring()
             loaded, load_s = await self._load(switch.dest)
             self._cut_over(loaded, switch)
         else:
@@ -306,11 +315,14 @@ class Switcher:
 
     def _beside(self, current: str, switch: Switch) -> bool:
         """Whether the next level is loaded while the one that serves stays."""
-        if switch.dest == OFF:
+        if switch.dest == OFF or not self._apart(current, switch.dest):
             return False
-        (runtime, settings), (other, of_dest) = self._levels[current], self._levels[switch.dest]
-        apart = runtime is not other or runtime.apart(settings, of_dest)
-        return apart and (switch.beside or current in self._standbys(switch.dest))
+        return switch.beside or current in self._standbys(switch.dest)
+
+    def _apart(self, one: str, other: str) -> bool:
+        """Whether two levels can be loaded at the same time."""
+        (runtime, settings), (another, of_other) = self._levels[one], self._levels[other]
+        return runtime is not another or runtime.apart(settings, of_other)
 
     def _standbys(self, dest: str) -> tuple[str, ...]:
         """The levels that are kept loaded beside ``dest``: those below it, to step down to."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable, MissingExtra
-from scaler.level_settings import OllamaLevel
+from scaler.level_settings import OllamaLevel, listed
 from scaler.levels import GIB, RAM, Saving, gpu_resource
 from scaler.runtimes import ollama_dialect
 from scaler.runtimes.gguf_size import OVERHEAD_BYTES, shape_in
@@ -41,7 +41,7 @@ GONE_S = 1.0
 """How long after a broken connection the end of the model's process is waited for, in order to tell the cause."""
 CALLS = 4
 """How many questions beside answers are asked at a time."""
-BYTES_A_TOKEN, TOKENS_A_MESSAGE = 3, 8
+BYTES_A_TOKEN, TOKENS_A_MESSAGE, TOKENS_A_PICTURE = 3, 8, 1024
 """Ollama counts no tokens for others. English takes about four bytes a token; three errs on the safe side."""
 
 
@@ -79,9 +79,9 @@ class OllamaRuntime:
         self.require()
         import ollama
 
-        with _Explained(settings), ollama.Client(host=_host(settings), timeout=ASK_S) as client:
+        with _Explained(settings), ollama.Client(host=_host(settings), timeout=ASK_S, trust_env=False) as client:
             shown = client.show(settings.model)
-            sizes = [one.size or 0 for one in client.list().models if one.model == _tagged(settings.model)]
+            sizes = [one.size or 0 for one in client.list().models if listed(one.model or "") == settings.listed]
         try:
             cached = shape_in(shown.modelinfo or {}).cache_bytes(settings.context_tokens * settings.parallel, "f16")
         except ValueError as error:
@@ -100,39 +100,34 @@ class OllamaRuntime:
 
     def apart(self, one: OllamaLevel, other: OllamaLevel) -> bool:
         """Ollama holds a model once: asked for it with other options, it loads it anew in its place."""
-        return (_host(one), _tagged(one.model)) != (_host(other), _tagged(other.model))
+        return (one.url.port, one.listed) != (other.url.port, other.listed)
 
     def pids(self) -> Collection[int]:
         """The processes of what is loaded, and those that came since a load began."""
-        own = {model.pid for model in self._loaded}
-        for before in tuple(self._loading.values()):
+        # Of a load first: what ends in between is loaded then, and in the other.
+        loading = tuple(self._loading.values())
+        own = {model.pid for model in tuple(self._loaded)}
+        for before in loading:
             own |= runners() - before
         return tuple(own)
 
     async def load(self, settings: OllamaLevel, progress: Callable[[float], None]) -> OllamaModel:
         """Have Ollama load it, with the level's context window. Raises LevelUnavailable, MissingExtra."""
         self.require()
-        import ollama
 
-        client = ollama.AsyncClient(host=_host(settings), timeout=settings.load_timeout_s)
         progress(0.0)
-        try:
-            with _Explained(settings):
-                pid = await self._load(settings, client)
-        except BaseException:
-            # Shielded, so that a load that is cancelled lets go of its connection as well.
-            await asyncio.shield(_close(client))
-            raise
+        with _Explained(settings):
+            async with _client(settings, settings.load_timeout_s) as client:
+                model = await self._load(settings, client)
         progress(1.0)
-        model = OllamaModel(settings, client, pid, self._loaded.discard)
-        self._loaded.add(model)
         return model
 
-    async def _load(self, settings: OllamaLevel, client: ollama.AsyncClient) -> int:
-        """Have it loaded; returns the process that holds it."""
+    async def _load(self, settings: OllamaLevel, client: ollama.AsyncClient) -> OllamaModel:
+        thinks = "thinking" in ((await client.show(settings.model)).capabilities or ())
         # One that somebody else had loaded has other options, and its process could not be told from others'.
         if await _holds(client, settings):
-            await _unload(client, settings)
+            await client.generate(settings.model, keep_alive=0)
+            await _gone(client, settings)
         ticket, before = object(), runners()
         self._loading[ticket] = before
         try:
@@ -142,7 +137,9 @@ class OllamaRuntime:
                 raise LevelUnavailable(
                     f"{_where(settings)}: asked to load it, Ollama has loaded {now}; look at `ollama ps`"
                 )
-            return self._pid(settings, before)
+            model = OllamaModel(settings, self._pid(settings, before), thinks, self)
+            self._loaded.add(model)
+            return model
         except BaseException:
             # Cancelled, or not what was asked for: nothing may stay behind that nobody knows of.
             await asyncio.shield(_let_go(settings))
@@ -150,13 +147,21 @@ class OllamaRuntime:
         finally:
             del self._loading[ticket]
 
+    def forget(self, model: OllamaModel) -> None:
+        """It is not ours any more."""
+        self._loaded.discard(model)
+
+    def has(self, settings: OllamaLevel, *, besides: OllamaModel) -> bool:
+        """Whether Ollama's one copy of the level's model is one of ours, other than the one given."""
+        return any(model is not besides and not self.apart(settings, model.settings) for model in self._loaded)
+
     def _pid(self, settings: OllamaLevel, before: frozenset[int]) -> int:
         new = runners() - before - {model.pid for model in self._loaded}
         if len(new) != 1:
             raise LevelUnavailable(
-                f"{_where(settings)}: loaded, but its process cannot be told ({len(new)} new `ollama runner` seen), so "
-                "neither can its memory; run Ollama on this machine, outside of containers, and load nothing else "
-                "meanwhile"
+                f"{_where(settings)}: loaded, but of {len(new)} new processes of Ollama's none is surely its, so "
+                "its memory cannot be told; run Ollama on this machine, outside of containers, and load nothing else "
+                "meanwhile; or this version of Ollama names its processes differently"
             )
         return next(iter(new))
 
@@ -164,14 +169,9 @@ class OllamaRuntime:
 class OllamaModel:
     """A level that Ollama has loaded."""
 
-    def __init__(
-        self,
-        settings: OllamaLevel,
-        client: ollama.AsyncClient,
-        pid: int,
-        forget: Callable[[OllamaModel], None],
-    ) -> None:
-        self._settings, self._client, self._forget = settings, client, forget
+    def __init__(self, settings: OllamaLevel, pid: int, thinks: bool, runtime: OllamaRuntime) -> None:
+        """``thinks``: whether the model can be told to think; Ollama refuses to tell one that cannot."""
+        self.settings, self._thinks, self._runtime = settings, thinks, runtime
         self.pid = pid
         """The process that holds it."""
         self._asked_to_go = False
@@ -182,25 +182,31 @@ class OllamaModel:
     @property
     def name(self) -> str:
         """The level's name."""
-        return self._settings.name
+        return self.settings.name
 
     def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Stream the answer's chunks; raises LevelUnavailable, RequestRejected."""
-        body = ollama_dialect.chat(request, self._settings.model, _options(self._settings))
+        body = ollama_dialect.chat(request, self.settings.model, _options(self.settings))
+        if not self._thinks:
+            body.pop("think", None)
         return self._server.stream("/api/chat", body, _LineReader(self.name, plain=False))
 
     def complete(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Stream what follows the prompt; raises LevelUnavailable, RequestRejected."""
-        body = ollama_dialect.completion(request, self._settings.model, _options(self._settings))
+        body = ollama_dialect.completion(request, self.settings.model, _options(self.settings))
         return self._server.stream("/api/generate", body, _LineReader(self.name, plain=True))
 
     async def count_tokens(self, request: Mapping[str, Any]) -> int:
         """Estimated from the length of the text: Ollama has no way to ask."""
-        besides = [request[key] for key in ("tools", "response_format") if request.get(key)]
-        return sum(
-            TOKENS_A_MESSAGE + math.ceil(len(str(one).encode(errors="replace")) / BYTES_A_TOKEN)
-            for one in [*(message.get("content") or "" for message in request["messages"]), *besides]
-        )
+        texts = [str(request[key]) for key in ("tools", "response_format") if request.get(key)]
+        pictures = 0
+        for message in request["messages"]:
+            content = message.get("content") or ""
+            parts = content if isinstance(content, list) else [{"text": content}]
+            pictures += sum(part.get("type") == "image_url" for part in parts)
+            texts += ["".join(str(part.get("text") or "") for part in parts) + str(message.get("tool_calls") or "")]
+        written = sum(math.ceil(len(text.encode(errors="replace")) / BYTES_A_TOKEN) for text in texts)
+        return written + TOKENS_A_MESSAGE * len(texts) + TOKENS_A_PICTURE * pictures
 
     async def health(self) -> bool:
         """Whether Ollama answers, and the model is in its place."""
@@ -211,20 +217,34 @@ class OllamaModel:
         await gone(self.pid)
         if self._asked_to_go:
             await asyncio.get_running_loop().create_future()
-        return f"{_where(self._settings)}: Ollama unloaded it or its process ended; Ollama's log says more"
+        return f"{_where(self.settings)}: Ollama unloaded it or its process ended; Ollama's log says more"
 
     async def unload(self) -> None:
         """Have Ollama unload it; its memory is back when this returns. Raises LevelUnavailable when it will not."""
         self._asked_to_go = True
         await self._server.close()
+        if not runs(self.pid):
+            self._runtime.forget(self)
+            if not self._runtime.has(self.settings, besides=self):
+                # A request that was on its way when it went has had Ollama load it again, to stay.
+                await _let_go(self.settings)
+            return
         try:
-            if runs(self.pid):
-                with _Explained(self._settings):
-                    await _unload(self._client, self._settings)
-        finally:
-            await _close(self._client)
-            # Also where Ollama refused: what it holds then is no level's any more, and counts as the others'.
-            self._forget(self)
+            with _Explained(self.settings):
+                async with _client(self.settings, ASK_S) as client:
+                    await client.generate(self.settings.model, keep_alive=0)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(UNLOAD_S):
+                            await gone(self.pid)
+                    if runs(self.pid):
+                        raise _stays(self.settings)
+                    if not self._runtime.has(self.settings, besides=self):
+                        await _gone(client, self.settings)
+        except LevelUnavailable:
+            # What Ollama holds now is no level's any more, and counts as the others'.
+            self._runtime.forget(self)
+            raise
+        self._runtime.forget(self)
 
     async def _why_gone(self) -> str | None:
         with contextlib.suppress(TimeoutError):
@@ -268,65 +288,70 @@ def _where(settings: OllamaLevel) -> str:
     return f"{settings.name}: {settings.model} of Ollama at {_host(settings)}"
 
 
-def _tagged(model: str) -> str:
-    """The name as Ollama lists it."""
-    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
-
-
 def _options(settings: OllamaLevel) -> dict[str, Any]:
     """What a model is loaded with; a request with other options would have Ollama load it anew."""
     layers = {} if settings.num_gpu is None else {"num_gpu": settings.num_gpu}
-    return {"num_ctx": settings.context_tokens, **layers}
+    # Pages of a mapped file do not show as used, so that scaler could not see them.
+    return {"num_ctx": settings.context_tokens, "use_mmap": False, **layers}
+
+
+def _client(settings: OllamaLevel, timeout_s: float) -> ollama.AsyncClient:
+    import ollama
+
+    # Of no use is a proxy that the environment names: Ollama is on this machine.
+    return ollama.AsyncClient(host=_host(settings), timeout=timeout_s, trust_env=False)
 
 
 async def _holds(client: ollama.AsyncClient, settings: OllamaLevel) -> bool:
-    return any(one.model == _tagged(settings.model) for one in (await client.ps()).models)
+    return any(listed(one.model or "") == settings.listed for one in (await client.ps()).models)
 
 
-async def _close(client: ollama.AsyncClient) -> None:
-    await client.close()  # type: ignore[no-untyped-call]  # the client has no types there
-
-
-async def _let_go(settings: OllamaLevel) -> None:
-    """Ask for it to be unloaded. Why it could not be loaded is told already, which says more than that this failed."""
-    import httpx
-    import ollama
-
-    async with ollama.AsyncClient(host=_host(settings), timeout=ASK_S) as client:
-        with contextlib.suppress(ollama.ResponseError, httpx.HTTPError, ConnectionError, ValueError, TypeError):
-            await client.generate(settings.model, keep_alive=0)
-
-
-async def _unload(client: ollama.AsyncClient, settings: OllamaLevel) -> None:
-    """Have it unloaded and wait until it is gone. Raises LevelUnavailable when it stays."""
-    await client.generate(settings.model, keep_alive=0)
+async def _gone(client: ollama.AsyncClient, settings: OllamaLevel) -> None:
+    """Wait until Ollama does not list it any more. Raises LevelUnavailable when it stays."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(UNLOAD_S):
             while True:
                 if not await _holds(client, settings):
                     return
                 await asyncio.sleep(LOOK_EVERY_S)
-    raise LevelUnavailable(
+    raise _stays(settings)
+
+
+def _stays(settings: OllamaLevel) -> LevelUnavailable:
+    return LevelUnavailable(
         f"{_where(settings)}: told to unload it, Ollama still holds it after {UNLOAD_S:g} s; "
         f"try `ollama stop {settings.model}`"
     )
+
+
+async def _let_go(settings: OllamaLevel) -> None:
+    """Have it unloaded as far as that can be: why it is not wanted is told already, which says more than a failure."""
+    import httpx
+    import ollama
+
+    async with _client(settings, ASK_S) as client:
+        with contextlib.suppress(
+            ollama.ResponseError, httpx.HTTPError, ConnectionError, ValueError, TypeError, LevelUnavailable
+        ):
+            await client.generate(settings.model, keep_alive=0)
+            await _gone(client, settings)
 
 
 class _Explained(contextlib.AbstractContextManager[None]):
     """Makes LevelUnavailable of what Ollama's client raises, with what to do about it."""
 
     def __init__(self, settings: OllamaLevel) -> None:
-        self._settings = settings
+        self.settings = settings
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         import httpx
         import ollama
         import pydantic
 
-        where = _where(self._settings)
+        where = _where(self.settings)
         if isinstance(error, ollama.ResponseError):
             if error.status_code == 404:
-                todo = f"Ollama has no such model; pull it with `ollama pull {self._settings.model}`"
+                todo = f"Ollama has no such model; pull it with `ollama pull {self.settings.model}`"
             else:
                 todo = f"Ollama answered {error.status_code}: {error.error}"
             raise LevelUnavailable(f"{where}: {todo}") from error

@@ -1,8 +1,9 @@
-"""Which processes hold Ollama's models: each is an ``ollama runner``, a child of the server.
+"""Which processes hold Ollama's models.
 
-Owns the look at the processes; knows nothing of which model is whose.
+Since 0.30 each is a ``llama-server`` of Ollama's own, before that an ``ollama runner``, as MLX's is. Knows nothing
+of which model is whose.
 
-Source: https://github.com/ollama/ollama/blob/main/llm/server.go, which starts itself with the argument ``runner``.
+Source: https://github.com/ollama/ollama, llm/llama_server.go and x/mlxrunner/client.go; llm/server.go before 0.30.
 """
 
 from __future__ import annotations
@@ -13,16 +14,22 @@ from pathlib import PurePath
 import psutil
 
 LOOK_EVERY_S = 0.2
+SERVERS = ("llama-server", "ollama_llama_server")
+"""What the processes are called, now and once."""
 
 
 def runners() -> frozenset[int]:
     """The processes on this machine that hold a model of Ollama's, anybody's."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        match process.info["cmdline"]:
-            case [program, "runner", *_] if PurePath(program).stem == "ollama":
-                found.append(process.pid)
-    return frozenset(found)
+    return frozenset(one.pid for one in psutil.process_iter(["cmdline"]) if _is_runner(one.info["cmdline"] or []))
+
+
+def _is_runner(command: list[str]) -> bool:
+    if len(command) < 2:
+        return False
+    program, first = PurePath(command[0]).stem, command[1]
+    # People run a llama-server of their own as well; only Ollama's opens a file of Ollama's store.
+    of_store = any("blobs" in argument and "sha256-" in argument for argument in command[1:])
+    return (program == "ollama" and first == "runner") or (program in SERVERS and of_store)
 
 
 def runs(pid: int) -> bool:

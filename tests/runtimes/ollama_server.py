@@ -269,6 +269,8 @@ class OllamaServer:
         self.requests: list[tuple[str, Any]] = []
         """The path and the body of every request, in order."""
         self.loaded: dict[str, Loaded] = {}
+        self.program = "/usr/local/lib/ollama/llama-server"
+        """What runners are called, as since 0.30; `ollama` before."""
         self.token_s = 0.0
         """How long each token takes."""
         self.refuse_unload = False
@@ -506,7 +508,14 @@ class OllamaServer:
         environment = {**os.environ, "PYTHONHOME": sys.base_prefix}
         environment.pop("PYTHONPATH", None)
         process = subprocess.Popen(  # noqa: ASYNC220 - a pipe that closes tells more exactly than asyncio when it ends
-            ["ollama", "runner", "--model", _digest(name), "--size", str(model.size_bytes)],
+            [
+                self.program,
+                "runner",
+                "--model",
+                f"/models/blobs/sha256-{_digest(name)}",
+                "--size",
+                str(model.size_bytes),
+            ],
             executable=sys.executable,
             cwd=self._folder.name,
             env=environment,

@@ -60,8 +60,10 @@ def said(chunks: list[dict[str, Any]]) -> str:
     return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
-def test_a_level_is_loaded_answers_and_is_unloaded(server: OllamaServer) -> None:
+@pytest.mark.parametrize("program", ["/usr/local/lib/ollama/llama-server", "ollama"])
+def test_a_level_is_loaded_answers_and_is_unloaded(server: OllamaServer, program: str) -> None:
     """With the level's window, for as long as scaler says; its memory counts as own, and is back afterwards."""
+    server.program = program
 
     async def body() -> None:
         async with loaded(level(server, context_tokens=2048, num_gpu=0)) as (runtime, model):
@@ -220,3 +222,71 @@ def test_one_model_with_two_windows_is_never_loaded_twice(server: OllamaServer) 
     one, wide, other = level(server), level(server, context_tokens=8192), level(server, "large")
     assert not OllamaRuntime().apart(one, wide)
     assert OllamaRuntime().apart(one, other)
+
+
+def test_unloading_twice_is_safe_and_a_model_that_came_back_goes_too(server: OllamaServer) -> None:
+    """A request that was on its way when the process was killed has Ollama load it again, for ever."""
+
+    async def body() -> None:
+        runtime = OllamaRuntime()
+        model = await runtime.load(level(server), lambda _: None)
+        os.kill(model.pid, signal.SIGKILL)
+        await model.died()
+        assert said([chunk async for chunk in model.chat(ASKED)]) == " The small one speaks"
+        assert server.loaded["small:latest"].pid != model.pid
+        await model.unload()
+        await model.unload()
+        assert not server.loaded
+        assert tuple(runtime.pids()) == ()
+
+    asyncio.run(body())
+
+
+def test_an_unload_that_was_given_up_can_be_asked_for_again(server: OllamaServer) -> None:
+    """As at the end, when a switch was under way."""
+
+    async def body() -> None:
+        model = await OllamaRuntime().load(level(server), lambda _: None)
+        server.refuse_unload = True
+        unloading = asyncio.create_task(model.unload())
+        while not any(path == "/api/generate" and asked.get("keep_alive") == 0 for path, asked in server.requests):
+            await asyncio.sleep(0.01)
+        unloading.cancel()
+        await asyncio.gather(unloading, return_exceptions=True)
+        server.refuse_unload = False
+        await model.unload()
+        assert not server.loaded
+
+    asyncio.run(body())
+
+
+def test_a_request_to_think_does_not_reach_a_model_that_cannot(server: OllamaServer) -> None:
+    """Ollama would refuse it, and with it an answer that another level had begun."""
+
+    async def body() -> None:
+        async with loaded(level(server)) as (_, model):
+            asked = {**ASKED, "reasoning_effort": "high"}
+            assert said([chunk async for chunk in model.chat(asked)]) == " The small one speaks"
+
+    asyncio.run(body())
+
+
+def test_a_picture_counts_as_a_picture_and_tool_calls_count(server: OllamaServer) -> None:
+    """Not as the letters that it is written in; and nothing that is sent is left out."""
+
+    async def body() -> None:
+        async with loaded(level(server)) as (_, model):
+            picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 400_000}}
+            seen = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, picture]}]
+            assert await model.count_tokens({"messages": seen}) < 1100
+            calls = [{"function": {"name": "f", "arguments": "x" * 3000}}]
+            called = [{"role": "assistant", "content": None, "tool_calls": calls}]
+            assert await model.count_tokens({"messages": called}) > 1000
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("written", ["Small", "small:latest", "library/small", "registry.ollama.ai/library/small"])
+def test_a_model_is_the_same_however_its_name_is_written(server: OllamaServer, written: str) -> None:
+    """So that it is never loaded beside itself."""
+    assert not OllamaRuntime().apart(level(server), level(server, model=written))
