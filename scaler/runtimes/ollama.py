@@ -22,15 +22,14 @@ from scaler.errors import LevelUnavailable, MissingExtra
 from scaler.level_settings import OllamaLevel, listed
 from scaler.levels import GIB, RAM, Saving, gpu_resource
 from scaler.runtimes import ollama_dialect
+from scaler.runtimes.event_stream import LineStream
 from scaler.runtimes.gguf_size import OVERHEAD_BYTES, shape_in
-from scaler.runtimes.model_server import ModelServer
+from scaler.runtimes.model_server import EVENT_LIMIT_BYTES, ModelServer
 from scaler.runtimes.ollama_runners import gone, runners, runs
 
 if TYPE_CHECKING:
     import ollama
 
-LINE_LIMIT_BYTES = 16 * 1024**2
-"""The longest line that is read: a tool call with a long argument is one line."""
 ASK_S = 10.0
 """Within this Ollama says what it has and what is loaded; a load has its own time."""
 LOOK_EVERY_S = 0.2
@@ -114,7 +113,6 @@ class OllamaRuntime:
     async def load(self, settings: OllamaLevel, progress: Callable[[float], None]) -> OllamaModel:
         """Have Ollama load it, with the level's context window. Raises LevelUnavailable, MissingExtra."""
         self.require()
-
         progress(0.0)
         with _Explained(settings):
             async with _client(settings, settings.load_timeout_s) as client:
@@ -258,24 +256,21 @@ class _LineReader:
     """Reads Ollama's form: an object a line."""
 
     def __init__(self, level: str, *, plain: bool) -> None:
-        self._lines = ollama_dialect.Lines(level, plain=plain, created_s=int(time.time()), identity=uuid.uuid4().hex)
-        self._begun = b""
+        import orjson
+
+        self._loads, self._lines = orjson.loads, LineStream(EVENT_LIMIT_BYTES)
+        self._said = ollama_dialect.Lines(level, plain=plain, created_s=int(time.time()), identity=uuid.uuid4().hex)
         self.ended = False
 
     def feed(self, block: bytes) -> Sequence[dict[str, Any]]:
-        import orjson
-
-        *lines, self._begun = (self._begun + block).split(b"\n")
-        if len(self._begun) > LINE_LIMIT_BYTES:
-            raise ValueError(f"a line of more than {LINE_LIMIT_BYTES} bytes")
         chunks: list[dict[str, Any]] = []
-        for line in filter(None, map(bytes.strip, lines)):
-            said = orjson.loads(line)
+        for line in filter(None, map(bytes.strip, self._lines.feed(block))):
+            said = self._loads(line)
             if not isinstance(said, dict):
                 raise ValueError("a line that is no object")
             if "error" in said:
                 return [*chunks, {"error": {"message": str(said["error"])}}]
-            chunks += self._lines.feed(said)
+            chunks += self._said.feed(said)
             self.ended = self.ended or bool(said.get("done"))
         return chunks
 
