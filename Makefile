@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PEERS := .venv-peers/.installed
 
-.PHONY: run test demo lint bench arena ablation diagram thorough endurance clean
+.PHONY: run test test-gpu demo lint bench arena ablation diagram thorough endurance clean
 
 run: $(READY) ## the ladder on this machine: demo models, tier, monitor, endpoint
 	@$(BIN)/scaler demo-models
@@ -14,6 +14,9 @@ run: $(READY) ## the ladder on this machine: demo models, tier, monitor, endpoin
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest
+
+test-gpu: $(READY) ## what is read of a real NVIDIA GPU, which is skipped where there is none
+	$(BIN)/python -m pytest -s tests/gpu
 
 demo: $(READY) ## two minutes: a step down under real memory pressure, and the climb back
 	@$(BIN)/scaler demo-models

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import random
 import statistics
 import subprocess
@@ -40,6 +41,7 @@ from scaler.sensors.gpu import GpuSensor
 from scaler.settings import load_settings
 from tests.bench.serving.measure import added, compare, ratio
 from tests.bench.serving.switches import cut_over, step_down
+from tests.sensors.conftest import FakeNvml, compile_nvml
 
 ROUNDS = 5
 FORBIDDEN = ("aiohttp", "orjson", "xllamacpp", "gguf", "numpy", "pynvml", "rich")
@@ -206,6 +208,36 @@ def reading() -> list[Figure]:
         monitor.read_now()
         times.append(time.perf_counter() - began)
     return [Figure("one reading of every sensor, median", 1e6 * statistics.median(times), "µs")]
+
+
+def reading_gpus() -> list[Figure]:
+    """A reading of eight GPUs, six processes on each, from a fake of NVML's library: in a process that finds it."""
+    code = """if True:
+        import statistics, time
+        from scaler.sensors.gpu import GpuSensor
+        from scaler.sensors.processes import process_tree
+        sensor, times = GpuSensor(process_tree(lambda: (4_000_000, 4_000_001))), []
+        assert [gpu.own_bytes for gpu in sensor.read()] == [3 << 30] * 8
+        for _ in range(1000):
+            began = time.perf_counter()
+            sensor.read()
+            times.append(time.perf_counter() - began)
+        print(statistics.median(times))
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        library = compile_nvml(Path(folder), 1)
+        if library is None:
+            print("a reading of 8 GPUs is not measured: no C compiler to build the fake of NVML with, or not Linux")
+            return []
+        fake = FakeNvml(library.rename(library.with_name("libnvidia-ml.so.1")), Path(folder) / "state")
+        for gpu in range(8):
+            fake.gpu(f"NVIDIA {gpu}", 80 * GIB, 40 * GIB)
+            for process in range(6):
+                kind = "graphics" if process % 3 == 0 else "compute"
+                fake.process(gpu, kind, 4_000_000 + process, (1 + process) * GIB)
+        environment = os.environ | {"LD_LIBRARY_PATH": folder, "FAKE_NVML_STATE": str(fake.state)}
+        median = float(subprocess.check_output([sys.executable, "-c", code], env=environment))
+    return [Figure("one reading of 8 GPUs from a fake of NVML, median", 1000 * median, "ms", 2)]
 
 
 def monitoring() -> list[Figure]:
@@ -380,6 +412,7 @@ def main() -> int:
         replaying,
         preflight,
         reading,
+        reading_gpus,
         monitoring,
         an_hour_at_ten_a_second,
         switching,

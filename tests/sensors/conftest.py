@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import pynvml
 import pytest
+
+from scaler.sensors import drm, gpu
 
 GIB = 1024**3
 MIB = 1024**2
@@ -59,23 +63,32 @@ def proc(tmp_path: Path) -> FakeProc:
 
 
 class FakeNvml:
-    """The state that the fake NVML library reads at each call."""
+    """The machine of the fake NVML library: a file that it looks at in each call."""
 
     def __init__(self, library: Path, state: Path) -> None:
         self.library = library
         self.state = state
         self.gpus: list[str] = []
+        self.instances: list[str] = []
         self.processes: list[str] = []
         self.errors: list[str] = []
+        self.slow: list[str] = []
+        self.driver = 1
+        self._saves = itertools.count(1)
 
     def gpu(self, name: str, total: int, used: int, load: int = 0, celsius: int = 40) -> None:
         """Add a GPU."""
-        self.gpus.append(f"gpu {total} {used} {load} {celsius} {name}")
+        self.gpus.append(f"gpu GPU-{len(self.gpus)} {total} {used} {load} {celsius} {name}")
         self.save()
 
-    def process(self, gpu: int, kind: str, pid: int, size: int) -> None:
-        """Add a process to the ``compute`` or ``graphics`` list of a GPU."""
-        self.processes.append(f"process {gpu} {kind} {pid} {size}")
+    def instance(self, gpu: int, place: int, number: int, total: int, used: int) -> None:
+        """Add a MIG device to a GPU: compute instances of one ``number`` share the memory of that GPU instance."""
+        self.instances.append(f"instance {gpu} {place} {number} {total} {used}")
+        self.save()
+
+    def process(self, gpu: int, kind: str, pid: int, size: int, *, instance: int = -1) -> None:
+        """Add a process to the ``compute`` or ``graphics`` list of a GPU, in a MIG instance of it if so."""
+        self.processes.append(f"process {gpu} {kind} {pid} {size} {instance}")
         self.save()
 
     def fail(self, call: str, code: int, gpu: int = -1) -> None:
@@ -83,27 +96,49 @@ class FakeNvml:
         self.errors.append(f"error {call} {gpu} {code}")
         self.save()
 
+    def hang(self, call: str, milliseconds: int, gpu: int = -1) -> None:
+        """Make a call take that long, or until it is healed."""
+        self.slow.append(f"slow {call} {gpu} {milliseconds}")
+        self.save()
+
     def heal(self) -> None:
-        """Take every error back."""
+        """Take every error and every delay back."""
         self.errors.clear()
+        self.slow.clear()
         self.save()
 
     def save(self) -> None:
-        """Write the state down."""
-        write(self.state, "\n".join([*self.gpus, *self.processes, *self.errors]))
+        """Write the state down: at once for who looks, and with a time of its own, by which a change is known."""
+        lines = [*self.gpus, *self.instances, *self.processes, *self.errors, *self.slow, f"driver {self.driver}"]
+        new = write(self.state.with_name(f"{self.state.name}.new"), "\n".join(lines))
+        now = next(self._saves)
+        os.utime(new, (now, now))
+        new.replace(self.state)
+
+
+def compile_nvml(folder: Path, version: int) -> Path | None:
+    """Compile the fake NVML library that goes with a driver of that version; ``None`` where that cannot be done.
+
+    Under the name of a driver's file, which is not yet that by which it is looked for.
+    """
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        return None
+    library = folder / f"libnvidia-ml.so.{version}.0"
+    source = Path(__file__).with_name("fake_nvml.c")
+    flags = ["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-pthread", f"-DVERSION={version}"]
+    flags += ["-Wl,-soname,libnvidia-ml.so.1", "-o", str(library)]
+    subprocess.run([compiler, *flags, str(source)], check=True)
+    return library
 
 
 @pytest.fixture(scope="session")
 def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fake NVML library, compiled."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None or sys.platform != "linux":
+    library = compile_nvml(tmp_path_factory.mktemp("nvml"), 1)
+    if library is None:
         pytest.skip("no C compiler to build the fake NVML library with, or not Linux")
-    library = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
-    source = Path(__file__).with_name("fake_nvml.c")
-    flags = ["-shared", "-fPIC", "-Wall", "-Werror", f"-Wl,-soname,{library.name}"]
-    subprocess.run([compiler, *flags, "-o", str(library), str(source)], check=True)
-    return library
+    return library.rename(library.with_name("libnvidia-ml.so.1"))
 
 
 @pytest.fixture
@@ -115,6 +150,9 @@ def nvml(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     loaded = ctypes.CDLL(str(nvml_library))
     monkeypatch.setattr(pynvml, "nvmlLib", loaded)
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    # Neither the cards of the machine that the tests run on nor the numbers of an earlier test's.
+    monkeypatch.setattr(drm, "SYS", None)
+    monkeypatch.setattr(gpu, "NUMBERS", gpu.Numbers())
     yield fake
     loaded.fake_reset()
 
