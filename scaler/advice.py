@@ -28,7 +28,7 @@ class Standing:
     beyond: Mapping[str, int]
     """How many bytes of each resource it takes more than the level below it."""
     barred: str | None
-    """Why it is not gone up to whatever the room is: the tier or a pin, as a sentence."""
+    """Why it is not gone up to whatever the room is: the tier, battery power, heat or a pin, as a sentence."""
     waits: tuple[str, ...]
     """What stands in its way now, as sentences."""
 

@@ -54,7 +54,8 @@ def _ladder(levels: Mapping[str, tuple[Runtime[Any], LevelSettings]]) -> Ladder:
     rungs, beside = [], Counter[str]()
     for name, (runtime, level) in levels.items():
         alone = runtime.footprint(level)
-        rungs.append(Level(name, Counter(alone) + beside, level.quality, level.load_s, level.standby))
+        footprint = Counter(alone) + beside
+        rungs.append(Level(name, footprint, level.quality, level.load_s, level.standby, level.mapped))
         if level.standby:
             beside += Counter(alone)
     return Ladder(rungs)
@@ -69,6 +70,26 @@ def runtime_called(name: str) -> Runtime[Any]:
             from scaler.runtimes.ollama import OllamaRuntime
 
             return OllamaRuntime()
+        case "lmstudio":
+            from scaler.runtimes.lmstudio import LmStudioRuntime
+
+            return LmStudioRuntime()
+        case "llama-server":
+            from scaler.runtimes.llama_server import LlamaServerRuntime
+
+            return LlamaServerRuntime()
+        case "llama-router":
+            from scaler.runtimes.llama_router import LlamaRouterRuntime
+
+            return LlamaRouterRuntime()
+        case "vllm":
+            from scaler.runtimes.vllm import VllmRuntime
+
+            return VllmRuntime()
+        case "openai":
+            from scaler.runtimes.openai import OpenAIRuntime
+
+            return OpenAIRuntime()
     raise AssertionError(f"the schema lets no runtime called {name!r} through")
 
 

@@ -48,11 +48,12 @@ class Controller:
                 if level["name"] != OFF
             ]
         )
-        if self.policy.max_level is not None and self.policy.max_level not in self.ladder.names:
-            raise ConfigError(
-                f"the tier allows {self.policy.max_level!r} at most, which is none of the levels "
-                f"{', '.join(self.ladder.names)}; choose another tier"
-            )
+        for level in self.policy.largest_levels.values():
+            if level not in self.ladder.names:
+                raise ConfigError(
+                    f"the tier allows {level!r} at most, which is none of the levels "
+                    f"{', '.join(self.ladder.names)}; choose another tier"
+                )
         self._machine: LevelMachine | None = None
         self._known = frozenset((OFF, *self.ladder.names))
 

@@ -16,6 +16,8 @@ class Effective:
     """The figures of one level at this moment. Ratios are of a resource's total; times are seconds."""
 
     level: str
+    takes: Mapping[str, int]
+    """What it takes, in bytes of each resource, as declared or learned; empty if it takes nothing here."""
     limit: float
     """Usage above this makes the level give way: scale-at less the caution that incidents taught."""
     dwell_s: float
@@ -49,6 +51,7 @@ def _of(evidence: Evidence, position: int) -> Effective:
     expected = evidence.expected(position)
     return Effective(
         evidence.ladder[position].name,
+        {name: size for name, size in zip(evidence.resources, evidence.footprints.of(position), strict=True) if size},
         evidence.limits[position],
         evidence.dwell_s(position),
         evidence.policy.band if expected is None else expected.peak.band,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from scaler.caution import Caution
+from scaler.ceilings import ceilings
 from scaler.footprints import Footprints
 from scaler.levels import Ladder
 from scaler.needles import Needles
@@ -60,6 +61,7 @@ class Evidence:
         self.exhausted_since: float | None = None
         """Since when the level that serves has had usage at exhausted-at or above."""
         self._missed = False
+        self.ceilings = ceilings(ladder, policy, self.resources)
 
         # What the machine records for the guards
         self.state = -1
@@ -83,6 +85,7 @@ class Evidence:
             return False
         if now - self.now_s > self.policy.stale_after_s:
             self._break()
+        usage = [part if part is None or self._gives_back(index) else _others(part) for index, part in enumerate(usage)]
         self.now_s, self.reading, self.usage = now, reading, usage
         # A reading that was begun before the switch was over may count two models.
         learns = self.settled and self.state >= 0 and now >= self.changed_at_s
@@ -101,6 +104,8 @@ class Evidence:
                 self.peaks[index].add(now, other)
         for position, caution in enumerate(self.cautions):
             self.limits[position] = self.policy.scale_at - caution.at(now)
+        for ceiling in self.ceilings:
+            ceiling.take(reading)
         self._project(now, usage)
         self._watch_what_serves(now)
         return True
@@ -124,7 +129,7 @@ class Evidence:
         for position, limit in enumerate(self.limits):
             at_least, complete = 0.0, True
             for index, need in enumerate(self.footprints.of(position)):
-                if not _concerns(index, need):
+                if not need:
                     continue
                 part = usage[index]
                 if part is None:
@@ -165,9 +170,22 @@ class Evidence:
     def usage_at(self, position: int) -> float | None:
         """Projected usage as far as a change to this level, or staying there, has to know it; None if unknown.
 
-        A level no larger than what is loaded takes no more of what could not be read, so the rest decides.
+        A smaller level that takes no more than what is loaded of what could not be read is judged by the rest.
         """
-        return self.at_least[position] if position <= self.highest else self.projected[position]
+        usage, highest = self.projected[position], self.highest
+        if usage is not None or position > highest:
+            return usage
+        for part, need, loaded in zip(
+            self.usage, self.footprints.of(position), self.footprints.of(highest), strict=True
+        ):
+            if part is None and need > loaded:
+                return None
+        return self.at_least[position]
+
+    def _gives_back(self, resource: int) -> bool:
+        """Whether unloading what is loaded would free what it holds of a resource."""
+        loaded = [position for position in (self.state, self.serving) if position is not None and position >= 0]
+        return not loaded or any(self.footprints.of(position)[resource] for position in loaded)
 
     @property
     def highest(self) -> int:
@@ -210,7 +228,7 @@ class Evidence:
             return None
         for index, need in enumerate(self.footprints.of(position)):
             part, rise = self.usage[index], self.trends[index].steady_rise_per_s
-            if rise and part is not None and _concerns(index, need):
+            if rise and part is not None and need:
                 highest = max(highest, (part.other_bytes + need) / part.total_bytes + rise * horizon_s)
         return highest
 
@@ -218,7 +236,7 @@ class Evidence:
         """The highest usage ratio at a level that past forecasts let expect; None before there is such a forecast."""
         highest: Expected | None = None
         for index, need in enumerate(self.footprints.of(position)):
-            if not _concerns(index, need):
+            if not need:
                 continue
             part, peak = self.usage[index], self.peaks[index].expected(self.now_s)
             if part is None or peak is None:
@@ -233,7 +251,7 @@ class Evidence:
         wait_s = 0.0
         for index, need in enumerate(self.footprints.of(position)):
             part = self.usage[index]
-            if not _concerns(index, need) or part is None:
+            if not need or part is None:
                 continue
             clears_s = self.peaks[index].clears_in_s(self.now_s, at_most, need / part.total_bytes)
             if clears_s is None:
@@ -245,9 +263,7 @@ class Evidence:
         """Which resource, by its index in ``resources``, is tightest at a level."""
         needs = self.footprints.of(position)
         shares = [
-            (part.other_bytes + needs[index]) / part.total_bytes
-            if part is not None and _concerns(index, needs[index])
-            else 0.0
+            (part.other_bytes + needs[index]) / part.total_bytes if part is not None and needs[index] else 0.0
             for index, part in enumerate(self.usage)
         ]
         return max(range(len(shares)), key=shares.__getitem__)
@@ -272,9 +288,9 @@ class Evidence:
         self.backoff_until_s[position] = now_s + pause
 
 
-def _concerns(resource: int, need: int) -> bool:
-    """Whether a level is judged by a resource: always by RAM, which is the first, by another only if it takes some."""
-    return need > 0 or resource == 0
+def _others(part: Usage) -> Usage:
+    """A part of which unloading frees nothing: it is as good as somebody else's."""
+    return Usage(part.total_bytes, 0, part.own_bytes + part.other_bytes)
 
 
 def _peaks(policy: Policy) -> Peaks:

@@ -13,8 +13,8 @@ from scaler.levels import RAM, Ladder
 class Footprints:
     """Footprints of a ladder's levels, by position on the ladder and resource, in bytes.
 
-    A larger level never counts for less than a smaller one: guards may then rely on "what fits above
-    fits below".
+    Where a level was declared to take no less of a resource than a smaller one, it never counts for less, whatever was
+    learned. A level that was declared to take nothing of a resource takes nothing of it.
     """
 
     def __init__(self, ladder: Ladder, half_life_s: float) -> None:
@@ -22,16 +22,26 @@ class Footprints:
         self.resources = tuple(dict.fromkeys((RAM, *(r for level in ladder for r in level.footprint))))
         self._own = [[level.footprint.get(resource, 0) for resource in self.resources] for level in ladder]
         self._seen_at: list[list[float | None]] = [[None] * len(self.resources) for _ in ladder]
+        self._mapped = [level.mapped for level in ladder]
         self._half_life_s = half_life_s
+        self._no_more = [
+            [
+                [lower for lower in range(position) if self._own[lower][resource] <= size] if size else []
+                for resource, size in enumerate(own)
+            ]
+            for position, own in enumerate(self._own)
+        ]
+        """The smaller levels that take no more, by position and resource."""
         self._raise_to_ascending()
 
     def learn(self, position: int, resource: int, seen: int, at_s: float) -> None:
         """Take in that the level was seen, settled, to hold ``seen`` bytes of ``resources[resource]`` at ``at_s``.
 
-        A level that serves takes something: 0 means that nobody could look, and teaches nothing.
+        A level that serves takes something: 0 means that nobody could look, and teaches nothing. Nor does less than
+        what is known of a level whose weights do not show.
         """
         known, before = self._own[position][resource], self._seen_at[position][resource]
-        if not seen:
+        if not seen or not known or (self._mapped[position] and seen < known):
             return
         self._seen_at[position][resource] = at_s
         if seen == known:
@@ -48,8 +58,12 @@ class Footprints:
         return self._ascending[position]
 
     def _raise_to_ascending(self) -> None:
-        floor = [0] * len(self.resources)
-        self._ascending: list[list[int]] = []
-        for own in self._own:
-            floor = [max(a, b) for a, b in zip(own, floor, strict=True)]
-            self._ascending.append(floor)
+        ascending: list[list[int]] = []
+        for own, no_more in zip(self._own, self._no_more, strict=True):
+            ascending.append(
+                [
+                    max([size, *(ascending[lower][resource] for lower in lowers)])
+                    for resource, (size, lowers) in enumerate(zip(own, no_more, strict=True))
+                ]
+            )
+        self._ascending = ascending

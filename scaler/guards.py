@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from scaler.ceilings import BATTERY, PROCESSORS, Ceiling
 from scaler.evidence import NEVER, Evidence
 from scaler.levels import GIB, OFF, RAM
 
@@ -28,6 +29,8 @@ class Verdict(NamedTuple):
 
 
 HELD = "usage at {level} would be {measured} of {total}, at most {limit} for {extra:.0f} s; {asked:.0f} s are asked"
+ALLOWED = Verdict(True, None, None, "{level} is allowed")
+NOTHING_LOWERS = Verdict(False, None, None, "neither battery power nor heat forbids {level}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +198,7 @@ def shortfall(evidence: Evidence, position: int) -> dict[str, int] | None:
     """
     limit, lacking = evidence.recovery_limit(position), {}
     for resource, need, part in zip(evidence.resources, evidence.footprints.of(position), evidence.usage, strict=True):
-        if not need and resource != RAM:
+        if not need:
             continue
         if part is None:
             return None
@@ -304,17 +307,94 @@ def backing_off(evidence: Evidence, position: int) -> Verdict:
     return Verdict(True, None, None, f"{{level}} failed {times} and is left alone for another {{extra:.0f}} s", left)
 
 
+def over_ceiling(evidence: Evidence, position: int) -> Verdict:
+    """Battery power or heat has allowed smaller levels only, for as long as the recovery time.
+
+    Neither is as urgent as memory: a battery lasts for hours, and a hot processor protects itself. So a moment of it is
+    waited for, however `debounce_s` is set. What the tier allows then is no matter while a person has pinned a level.
+    """
+    if not evidence.ceilings:
+        return NOTHING_LOWERS
+    lowering = [ceiling for ceiling in _ceilings(evidence, position) if ceiling.lowers]
+    if not lowering:
+        return NOTHING_LOWERS
+    asked = evidence.policy.recovery_s
+    # Of those that have lasted the lowest, which is where it leads; before that, the one that will have first.
+    ceiling = max(lowering, key=lambda one: (one.lasted_s, -one.highest))
+    held = ceiling.lasted_s
+    waits = "" if held >= asked else ", after {asked:.0f} s of it, {extra:.0f} s so far"
+    return Verdict(held >= asked, held, asked, _lowered(evidence, ceiling) + waits, held, asked)
+
+
+def under_ceiling(evidence: Evidence, position: int) -> Verdict:
+    """Neither battery power nor heat has lasted that allows smaller levels only."""
+    verdict = over_ceiling(evidence, position)
+    return verdict._replace(holds=not verdict.holds)
+
+
 def allowed(evidence: Evidence, position: int) -> Verdict:
-    """The tier permits the level, and no pin holds it lower."""
+    """The tier permits the level, also on battery or in heat if that is how it is, and no pin holds it lower."""
     if position > evidence.highest_allowed:
         return Verdict(False, None, None, "the tier allows {highest} at most")
     if evidence.pinned is not None and position > evidence.pinned:
         return Verdict(False, None, None, "the level is pinned to {pinned}")
-    return Verdict(True, None, None, "{level} is allowed")
+    for ceiling in _ceilings(evidence, position):
+        if ceiling.lowers:
+            return Verdict(False, None, None, _lowered(evidence, ceiling))
+    return ALLOWED
+
+
+def stays_allowed(evidence: Evidence, position: int) -> Verdict:
+    """The level is allowed, and neither battery power nor heat has forbidden it at any time of the dwell."""
+    verdict = allowed(evidence, position)
+    if not verdict.holds:
+        return verdict
+    shortest, asked = math.inf, evidence.dwell_s(position)
+    for ceiling in _ceilings(evidence, position):
+        if ceiling.lifted_since is None:
+            lowers, _, level = _said(ceiling)
+            words = f"whether {lowers} is not known; the tier allows {level} at most then"
+            return Verdict(False, None, None, words)
+        held = evidence.now_s - ceiling.lifted_since
+        if held < shortest:
+            shortest = held
+            words = f"for {{extra:.0f}} s {_said(ceiling)[1]}; {{asked:.0f}} s are asked"
+            verdict = Verdict(held >= asked, None, None, words, held, asked)
+    return verdict
+
+
+def _ceilings(evidence: Evidence, position: int) -> list[Ceiling]:
+    """What may lower the largest level to below this one; a pin is the person's own will and goes before."""
+    if evidence.pinned is not None:
+        return []
+    return [ceiling for ceiling in evidence.ceilings if position > ceiling.highest]
+
+
+def _said(ceiling: Ceiling) -> tuple[str, str, str]:
+    """How it is told that a ceiling lowers the largest level, that it does not, and to which level."""
+    if ceiling.source == BATTERY:
+        return "the machine runs on battery", "the machine has had mains power", "{battery_max_level}"
+    slowed, level = "slowed down for heat", "{throttled_max_level}"
+    if ceiling.source == PROCESSORS:
+        return f"the processors are {slowed}", f"the processors have not been {slowed}", level
+    return f"{ceiling.source} is {slowed}", f"{ceiling.source} has not been {slowed}", level
+
+
+def _lowered(evidence: Evidence, ceiling: Ceiling) -> str:
+    lowers, _, level = _said(ceiling)
+    power = evidence.reading.power if evidence.reading is not None else None
+    if ceiling.source == BATTERY and power is not None and power.battery_ratio is not None:
+        lowers += f" ({_percent(power.battery_ratio)})"
+    return f"{lowers}; the tier allows {level} at most then"
 
 
 def calm(evidence: Evidence, _: int) -> Verdict:
-    """Tasks are not waiting for memory."""
+    """Neither tasks wait for memory nor answers for room in the cache of the model that serves."""
+    load = evidence.reading.model if evidence.reading is not None else None
+    full = evidence.policy.cache_full_at
+    if load is not None and load.waiting and load.cache_ratio >= full:
+        words = "{extra:.0f} answers wait and the cache is {measured} full; nothing larger is loaded above {limit}"
+        return Verdict(False, load.cache_ratio, full, words, load.waiting)
     pressure = evidence.reading.pressure if evidence.reading is not None else None
     limit = evidence.policy.stalled_at
     if pressure is None or pressure.memory is None:
@@ -345,8 +425,11 @@ GUARDS: Mapping[str, Guard] = {
         Guard("settled", "from", "no switch in progress", settled),
         Guard("rested", "to", "last change ≥ {dwell_s:g} s ago", rested),
         Guard("backing_off", "to", "failed lately", backing_off),
-        Guard("allowed", "to", "tier and pin permit it", allowed),
-        Guard("calm", "to", "memory stalls ≤ {stalled_at:.0%}", calm),
+        Guard("over_ceiling", "from", "battery or heat forbids it for {recovery_s:g} s", over_ceiling),
+        Guard("under_ceiling", "to", "battery and heat permit it", under_ceiling),
+        Guard("allowed", "to", "tier, battery, heat and pin permit it", allowed),
+        Guard("stays_allowed", "to", "tier and pin permit it, battery and heat for {dwell_s:g} s", stays_allowed),
+        Guard("calm", "to", "memory stalls ≤ {stalled_at:.0%}, no answers wait for cache", calm),
     )
 }
 
@@ -363,6 +446,8 @@ def explain(evidence: Evidence, position: int, verdict: Verdict) -> str:
     return verdict.words.format(
         level=_name(evidence, position),
         highest=evidence.policy.max_level,
+        battery_max_level=evidence.policy.battery_max_level,
+        throttled_max_level=evidence.policy.throttled_max_level,
         pinned=_name(evidence, evidence.pinned),
         measured=_percent(verdict.measured),
         limit=_percent(verdict.limit),

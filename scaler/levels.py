@@ -28,9 +28,11 @@ class Level:
     """One rung of the ladder.
 
     ``footprint`` maps a resource (``ram``, ``gpu0``, ...) to the bytes that the level takes of it when
-    serving, as declared; ``quality`` is the person's own judgement, 0..1; ``load_s`` is how long loading
-    is expected to take, in seconds. ``standby``: it is kept loaded beside the levels above it, whose footprints
-    include its own.
+    serving, as declared, and gives back when it is unloaded: what it does not name, the level is not judged by. Empty
+    for one that takes nothing here, as of another machine. ``quality`` is the person's own judgement, 0..1;
+    ``load_s`` is how long loading is expected to take, in seconds. ``standby``: it is kept loaded beside the levels
+    above it, whose footprints include its own. ``mapped``: its weights are pages of a mapped file, which do not show as
+    used, so that it takes more than it is seen to take.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Level:
     quality: float
     load_s: float
     standby: bool = False
+    mapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,25 @@ class Saving:
     saved: Mapping[str, int]
 
 
+def misplaced(below: Mapping[str, float], above: Mapping[str, float]) -> str | None:
+    """The resource that shows that a level is no larger than the one below it; None where the order is right.
+
+    A level may take less of one resource if it takes more of another, and one that takes nothing may stand anywhere.
+    """
+    taken = {resource for resource, size in below.items() if size}
+    if not taken or not any(above.values()):
+        return None
+    resources = {**below, **above}
+    if any(above.get(resource, 0) > below.get(resource, 0) for resource in resources):
+        return None
+    return max(resources, key=lambda resource: below.get(resource, 0) - above.get(resource, 0))
+
+
 class Ladder(Sequence[Level]):
     """The levels in order, smallest first; never empty.
 
-    Raises :class:`ConfigError` for an empty ladder, duplicate or reserved names, or levels whose
-    footprints do not ascend.
+    Raises :class:`ConfigError` for an empty ladder, duplicate or reserved names, or a level that takes no more of
+    anything than the one before it.
     """
 
     def __init__(self, levels: Sequence[Level]) -> None:
@@ -70,13 +87,7 @@ class Ladder(Sequence[Level]):
             if name in names[:position]:
                 raise ConfigError(f"ladder[{position}].name: {name!r} is used twice; expected distinct names")
         for position, (below, above) in enumerate(pairwise(levels), start=1):
-            shrinking = [
-                resource
-                for resource in {**below.footprint, **above.footprint}
-                if above.footprint.get(resource, 0) < below.footprint.get(resource, 0)
-            ]
-            if shrinking or dict(below.footprint) == dict(above.footprint):
-                what = shrinking[0] if shrinking else RAM
+            if what := misplaced(below.footprint, above.footprint):
                 raise ConfigError(
                     f"ladder[{position}]: {above.name!r} takes {above.footprint.get(what, 0)} bytes of {what}, "
                     f"{below.name!r} before it {below.footprint.get(what, 0)}; expected levels from the smallest "

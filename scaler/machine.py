@@ -7,6 +7,7 @@ nothing of processes, HTTP, threads or files, and never waits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +17,14 @@ from transitions import EventData, Machine, Transition
 
 from scaler.errors import PinRefused
 from scaler.evidence import NEVER, Evidence
-from scaler.guards import GUARDS, critical, debounce_s, exhausted, explain, fits_under_critical
+from scaler.guards import GUARDS, allowed, critical, debounce_s, exhausted, explain, fits_under_critical
 from scaler.levels import OFF, Ladder
 from scaler.policy import Policy
 from scaler.readings import Reading
 
-CLIMB = ("settled", "fits_below_band", "rested", "allowed", "calm", "forecast_fits")
+CLIMB = ("settled", "fits_below_band", "rested", "stays_allowed", "calm", "forecast_fits")
+DESCEND = ("over_limit", "fits")
+GIVE_WAY = ("over_ceiling", "under_ceiling", "fits")
 RECOVER = ("wanted", "settled", "recovers", "allowed")
 CRITICAL_SHARE = 0.1
 """What is left of the drain limits in the critical zone. Source: the person's rule, "both shrink to a tenth"."""
@@ -52,8 +55,11 @@ def _rows(names: tuple[str, ...]) -> Iterator[Row]:
         yield Row("observe", OFF, there, RECOVER, ("backing_off",))
     for position, here in enumerate(names):
         lower, higher = names[:position], names[position + 1 :]
+        # First, since it leads no less far down: one switch where two would follow upon each other.
         for there in reversed(lower):
-            yield Row("observe", here, there, ("over_limit", "fits"), ("backing_off",))
+            yield Row("observe", here, there, GIVE_WAY, ("backing_off",))
+        for there in reversed(lower):
+            yield Row("observe", here, there, DESCEND, ("backing_off",))
         for there in reversed(lower):
             yield Row("observe", here, there, ("forecast_over", "fits"), ("backing_off",))
         # Nothing fits under scale-at: the smallest that stays under critical-at still serves.
@@ -496,9 +502,17 @@ class LevelMachine:
         return tuple(self._outlook(state, level.name) for level in self.ladder if level.name != state)
 
     def _outlook(self, source: str, dest: str) -> Outlook:
-        evidence = self.evidence
         up = self.ladder.index(dest) > self.ladder.index(source)
-        names = RECOVER if source == OFF else CLIMB if up else ("over_limit", "fits")
+        if source == OFF or up:
+            return self._outlook_by(RECOVER if source == OFF else CLIMB, source, dest)
+        return min(
+            (self._outlook_by(names, source, dest) for names in (DESCEND, GIVE_WAY)),
+            key=lambda way: (math.inf if way.wait_s is None else way.wait_s, len(way.lacking)),
+        )
+
+    def _outlook_by(self, names: tuple[str, ...], source: str, dest: str) -> Outlook:
+        """How a level stands by one of the ways that lead there: its guards, and not `backing_off`."""
+        evidence = self.evidence
         findings = []
         wait: float | None = 0.0
         earliest: float | None = 0.0
@@ -519,6 +533,8 @@ class LevelMachine:
         """Seconds until a guard that no time opens would let through if room came now; None if only people open it."""
         if guard in ("allowed", "wanted"):
             return None
+        if guard == "stays_allowed":
+            return self.evidence.dwell_s(position) if allowed(self.evidence, position).holds else None
         if guard == "fits_below_band":
             return self.evidence.dwell_s(position)
         return self.policy.recovery_s if guard == "recovers" else 0.0
@@ -537,10 +553,10 @@ class LevelMachine:
         if guard == "over_limit":
             usage = evidence.usage_at(position)
             return None if usage is None else debounce_s(evidence, position, usage) - held
-        if guard == "rested":
+        if guard in ("rested", "fits_below_band", "stays_allowed"):
             return evidence.dwell_s(position) - held
-        if guard == "fits_below_band":
-            return evidence.dwell_s(position) - held
+        if guard == "over_ceiling":
+            return self.policy.recovery_s - held
         if guard == "recovers" and evidence.recovers_since[position] is not None and held < self.policy.recovery_s:
             return self.policy.recovery_s - held
         return None

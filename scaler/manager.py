@@ -39,6 +39,7 @@ from scaler.notify import outboxes
 from scaler.proactive import Event, ProactiveScaler
 from scaler.relaying import Relay
 from scaler.sensors import Sensor, default_sensors
+from scaler.sensors.model_load import ModelLoadSensor
 from scaler.sensors.programs import ProgramSurvey
 from scaler.switching import Switcher
 
@@ -102,7 +103,11 @@ class ModelManager:
         self.detection = parts.tier
         self._switcher: Switcher
         monitor = ResourceMonitor(
-            interval_s=settings.monitor.interval_s, sensors=sensors(lambda: self._switcher.pids())
+            interval_s=settings.monitor.interval_s,
+            sensors=(
+                *sensors(lambda: self._switcher.pids()),
+                ModelLoadSensor(lambda: self._switcher.load_heard()),
+            ),
         )
         self.journal = Journal(
             settings.journal.path, max_bytes=int(settings.journal.max_mib * 1024**2), files=settings.journal.files

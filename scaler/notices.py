@@ -50,7 +50,8 @@ def notice_of(event: object, ladder: Ladder, dwell_s: float) -> Notice | None:
                 return None
             what = f"{decision.source} makes way for {decision.dest}"
             return Notice("upgrade", decision.dest, f"{what}: {decision.reason}")
-        fitted = f"once it has fitted for at least {dwell_s:g} s"
+        lowered = any(found.guard == "over_ceiling" and found.holds for found in decision.findings)
+        fitted = f"once {'it has been allowed again and' if lowered else 'it has'} fitted for at least {dwell_s:g} s"
         if decision.dest != OFF:
             what = f"{decision.source} gives way to {decision.dest}"
             back = f"{decision.source} comes back {fitted}"

@@ -41,7 +41,7 @@ class Policy:
     needle_share: Annotated[float, Gt(0), Lt(1)] = 0.75
     """The share of a level's recent rises above its limit that must have been needles for that."""
     recovery_s: Seconds = 10.0
-    """For how long a level must have fitted before it is loaded again from off."""
+    """For how long room must last before a level is loaded again from off, and battery power or heat to lower one."""
     recovery_band: Ratio = 0.005
     """The smallest level is loaded again from off under critical_at less this."""
     rise_s: Annotated[float, Ge(0), Lt(1e6)] = 4.0
@@ -76,12 +76,28 @@ class Policy:
     """A level seen to take less than before is believed half of it after this time; more, at once."""
     stalled_at: Annotated[float, Gt(0), Le(1)] = 0.10
     """Share of the last ten seconds that tasks waited for memory (PSI some) above which nothing is climbed."""
+    cache_full_at: Annotated[float, Gt(0), Le(1)] = 0.9
+    """The share of a model's KV cache in use above which, while answers wait for it, nothing is climbed."""
     max_level: str | None = None
     """The largest level that this tier may climb to; none means the whole ladder."""
+    battery_max_level: str | None = None
+    """The largest level while the machine runs on battery; none means that this is no matter."""
+    throttled_max_level: str | None = None
+    """The largest level while the processors, or a GPU of the ladder, are slowed down for heat; none: no matter."""
     drain_seconds: Seconds = 20.0
     """How long an answer that is running when its level must go may still take; a tenth when critical."""
     drain_tokens: Annotated[int, Ge(0), Lt(1_000_000)] = 256
     """How many tokens such an answer may still have; a tenth when critical."""
+
+    @property
+    def largest_levels(self) -> dict[str, str]:
+        """The levels that are named as the largest, by the parameter that names them."""
+        named = {
+            "max_level": self.max_level,
+            "battery_max_level": self.battery_max_level,
+            "throttled_max_level": self.throttled_max_level,
+        }
+        return {key: level for key, level in named.items() if level is not None}
 
     def __post_init__(self) -> None:
         if self.band >= self.scale_at:

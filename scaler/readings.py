@@ -70,6 +70,8 @@ class Gpu:
     own_bytes: int | None = None
     utilisation_ratio: float | None = None
     temperature_c: float | None = None
+    throttled: bool | None = None
+    """Whether it is slowed down for heat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,22 @@ class Power:
 
     plugged_in: bool | None = None
     battery_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Thermal:
+    """Whether the processors are slowed down for heat, or were at any time since the reading before."""
+
+    throttled: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """How busy the server of the level that serves says that it is: answers that run and wait, and its cache, 0..1."""
+
+    running: int
+    waiting: int
+    cache_ratio: float
 
 
 @dataclass(slots=True)
@@ -107,6 +125,8 @@ class Reading:
     pressure: Pressure | None = None
     gpus: tuple[Gpu, ...] | None = None
     power: Power | None = None
+    thermal: Thermal | None = None
+    model: ModelLoad | None = None
     missing: tuple[str, ...] = field(default=())
 
     def usage(self, resource: str) -> Usage | None:

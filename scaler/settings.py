@@ -17,8 +17,18 @@ from scaler import paths, policy_layers
 from scaler.demo.models import SHAPES
 from scaler.documents import JSON_SCHEMA, Document, Fault, Key, Section, dotted, parse, read_document
 from scaler.errors import ConfigError
-from scaler.level_settings import EmbeddedLevel, LevelOfRuntime, LevelSettings, OllamaLevel
-from scaler.levels import OFF, RAM, gpu_resource
+from scaler.level_settings import (
+    EmbeddedLevel,
+    LevelOfRuntime,
+    LevelSettings,
+    LlamaRouterLevel,
+    LlamaServerLevel,
+    OllamaLevel,
+    OpenAILevel,
+    ServedLevel,
+    VllmLevel,
+)
+from scaler.levels import GIB, OFF, RAM, misplaced
 from scaler.policy import Policy
 from scaler.tiers import AUTO, Detection, HardwareTierDetector, Tier
 
@@ -171,11 +181,13 @@ class Settings(Section):
         """
         policy = policy_layers.stack(tier.policy, self._document)
         names = [level.name for level in self.ladder]
-        if policy.max_level is not None and policy.max_level not in names:
-            sentence = f"{policy.max_level!r} is no level of the ladder; expected one of {', '.join(names)}"
-            if "max_level" in self.policy:
-                raise self._document.error(Fault(("policy", "max_level"), sentence))
-            raise ConfigError(f"{tier.sources['policy.max_level']}: policy.max_level: {sentence}")
+        for key, level in policy.largest_levels.items():
+            if level in names:
+                continue
+            sentence = f"{level!r} is no level of the ladder; expected one of {', '.join(names)}"
+            if key in self.policy:
+                raise self._document.error(Fault(("policy", key), sentence))
+            raise ConfigError(f"{tier.sources[f'policy.{key}']}: policy.{key}: {sentence}")
         if self.monitor.interval_s >= policy.stale_after_s:
             sentence = (
                 f"at {self.monitor.interval_s:g} every reading would be too old to be evidence for an upgrade; "
@@ -218,9 +230,12 @@ def load_settings(path: Path | None = None, *, shipped: bool = False) -> Setting
     folder = Path(document.name).absolute().parent
     levels: list[LevelSettings] = []
     for position, level in enumerate(settings.ladder):
-        if isinstance(level, EmbeddedLevel):
+        if isinstance(level, EmbeddedLevel | LlamaServerLevel):
             model = _model(level.model, folder, ("ladder", position, "model"), faults)
             level = level.model_copy(update={"model": model})
+        if isinstance(level, LlamaServerLevel):
+            binary = _absolute(level.binary, folder, ("ladder", position, "binary"), faults)
+            level = level.model_copy(update={"binary": binary})
         levels.append(level)
     if embeddings is not None:
         if embeddings.name in [level.name for level in levels]:
@@ -298,49 +313,75 @@ def _ladder_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
         elif name in names[:position]:
             first = dotted(("ladder", names.index(name)))
             faults.append(Fault(("ladder", position, "name"), f"{name!r} is {first} already; expected distinct names"))
-    faults += _ollama_faults(levels)
-    below: tuple[LevelSettings, Mapping[str, float]] | None = None
+    faults += _server_faults(levels)
+    below: tuple[LevelSettings, Mapping[str, int]] | None = None
     for position, level in enumerate(levels):
-        declared = _declared(level)
-        if RAM not in declared:
+        declared = level.declared
+        if RAM not in declared and level.estimates_ram:
             continue
         if below is not None:
             smaller, taken = below
-            shrinking = [name for name in {**taken, **declared} if declared.get(name, 0) < taken.get(name, 0)]
-            if shrinking or declared == taken:
-                resource = shrinking[0] if shrinking else RAM
+            if resource := misplaced(taken, declared):
                 faults.append(
                     Fault(
                         ("ladder", position, "ram_gib" if resource == RAM else "vram_gib"),
-                        f"{level.name!r} takes {declared.get(resource, 0):g} GiB of {resource} and {smaller.name!r} "
-                        f"before it {taken.get(resource, 0):g}; expected the levels from the smallest to the largest",
+                        f"{level.name!r} takes {declared.get(resource, 0) / GIB:g} GiB of {resource} and "
+                        f"{smaller.name!r} before it {taken.get(resource, 0) / GIB:g}; "
+                        "expected the levels from the smallest to the largest",
                     )
                 )
         below = level, declared
     return faults
 
 
+def _server_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
+    """What scaler cannot do with levels that live in a server."""
+    faults = []
+    places: dict[tuple[object, ...], str] = {}
+    for position, level in enumerate(levels):
+        if not isinstance(level, ServedLevel):
+            continue
+        at = ("ladder", position)
+        if isinstance(level, OpenAILevel):
+            for key in ("ram_gib", "vram_gib"):
+                if getattr(level, key):
+                    sentence = "nothing is unloaded there, so that nothing would come back; expected none"
+                    faults.append(Fault((*at, key), sentence))
+        elif level.url.host not in LOOPBACK:
+            sentence = (
+                f"{str(level.url)!r} is not this machine, whose memory is watched; expected {' or '.join(LOOPBACK)}, "
+                "or openai as the runtime, to have requests answered there and nothing loaded"
+            )
+            faults.append(Fault((*at, "url"), sentence))
+        place = _place(level)
+        if place is not None and (other := places.setdefault(place, level.name)) != level.name:
+            sentence = f"{level.name!r} is the model of {other!r}, which is loaded one way only"
+            faults.append(Fault((*at, "model"), f"{sentence}; expected another model or another server"))
+    return faults + _ollama_faults(levels)
+
+
+def _place(level: ServedLevel) -> tuple[object, ...] | None:
+    """What two levels cannot both be; None where one model can be loaded in several ways."""
+    match level:
+        case VllmLevel():
+            return level.runtime, level.url.port
+        case LlamaRouterLevel():
+            return level.runtime, level.url.port, level.model
+        case OpenAILevel():
+            return level.runtime, level.address, level.model
+    return None
+
+
 def _ollama_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
-    """What scaler cannot do with Ollama's levels."""
+    """What scaler cannot do with Ollama's levels: it holds a model once."""
     faults = []
     ollamas = [(position, level) for position, level in enumerate(levels) if isinstance(level, OllamaLevel)]
     for position, level in ollamas:
-        if level.url.host not in LOOPBACK:
-            sentence = (
-                f"{str(level.url)!r} is not this machine, whose memory is watched; expected {' or '.join(LOOPBACK)}"
-            )
-            faults.append(Fault(("ladder", position, "url"), sentence))
         larger = [other.name for place, other in ollamas if place > position and other.listed == level.listed]
         if level.standby and larger:
             sentence = f"{level.name!r} cannot stand by: {larger[0]!r} is the same model, which Ollama holds once only"
             faults.append(Fault(("ladder", position, "standby"), f"{sentence}; expected another model, or false"))
     return faults
-
-
-def _declared(level: LevelSettings) -> dict[str, float]:
-    """What a level says that it takes, in GiB a resource."""
-    ram = {} if level.ram_gib is None else {RAM: level.ram_gib}
-    return ram | ({gpu_resource(level.gpu): level.vram_gib} if level.vram_gib else {})
 
 
 def _leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:

@@ -8,6 +8,7 @@ from elsewhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,8 @@ from scaler.events import Drained, ScalerEvent, StandbyLost
 from scaler.level_settings import LevelSettings
 from scaler.levels import OFF
 from scaler.machine import Switch
-from scaler.runtimes.protocol import LoadedModel, Runtime
+from scaler.readings import ModelLoad
+from scaler.runtimes.protocol import LoadedModel, Runtime, TellsItsLoad
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +155,11 @@ class Switcher:
         serving = self._current
         return (*([serving.model.name] if serving is not None and not serving.dead else []), *self._standby)
 
+    def load_heard(self) -> ModelLoad | None:
+        """How busy the server of the level that serves is, where it tells. From any thread."""
+        current = self._current
+        return current.model.heard if current is not None and isinstance(current.model, TellsItsLoad) else None
+
     @property
     def waiting(self) -> int:
         """How many requests wait for a level."""
@@ -242,6 +249,8 @@ class Switcher:
                 lease.limit(switch.drain_s, switch.drain_tokens)
 
     async def _work(self) -> None:
+        # `off` means that nothing is loaded, also where a server stood awake or a scaler before us was killed.
+        await asyncio.gather(*(runtime.release(settings) for runtime, settings in self._levels.values()))
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -403,4 +412,6 @@ class Switcher:
             self._reports.note(StandbyLost(name, reason))
         else:
             self._reports.died(name, reason)
-        await loaded.model.unload()
+        # Why it died is told; whatever of it will not go counts as the others' from now on.
+        with contextlib.suppress(LevelUnavailable):
+            await loaded.model.unload()

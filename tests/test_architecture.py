@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "scaler"
 PURE = {
     "levels", "policy", "readings", "footprints", "trends", "evidence", "guards", "machine", "events", "performance",
-    "caution", "needles", "peaks", "effective", "handoff", "advice", "normal_form",
+    "caution", "needles", "peaks", "ceilings", "effective", "handoff", "advice", "normal_form",
 }  # fmt: skip
 SERVING = {
     "answering", "descriptions", "errors", "events", "handoff", "journal", "manager", "monitor", "notices", "proactive",
@@ -49,15 +49,32 @@ def test_the_decision_knows_nothing_that_does_input_or_output(name: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("discovery/found", set()),
+        ("proposal", {"discovery.found", "levels", "policy", "readings"}),
+        ("ladder_yaml", {"discovery.found", "levels", "proposal"}),
+    ],
+)
+def test_a_ladder_is_proposed_without_input_or_output(name: str, allowed: set[str]) -> None:
+    """What was found goes in as plain data: the same machine gets the same proposal."""
+    path = PACKAGE / f"{name}.py"
+    assert ours(path) <= allowed
+    outside = {module.split(".")[0] for module in imports(path)} - {"scaler"}
+    assert outside <= PURE_OUTSIDE | {"re", "textwrap", "yaml"}
+
+
+@pytest.mark.parametrize(
     ("folder", "allowed"),
     [
         ("sensors", {"errors", "readings", "levels"}),
-        ("runtimes", {"errors", "levels", "level_settings", "settings", "paths", "descriptions"}),
+        ("runtimes", {"errors", "levels", "level_settings", "settings", "paths", "descriptions", "readings"}),
         ("recordings", {"errors", "levels", "readings"}),
         ("replay", {"errors", "levels", "readings", "policy", "machine"}),
         ("notify", {"errors", "levels", "settings", "notices"}),
         ("conversations", {"errors", "settings"}),
         ("serving", SERVING),
+        ("discovery", {"errors", "levels", "runtimes", "sensors"}),
     ],
 )  # fmt: skip
 def test_rooms_know_only_what_they_need(folder: str, allowed: set[str]) -> None:
@@ -71,6 +88,15 @@ def test_rooms_know_only_what_they_need(folder: str, allowed: set[str]) -> None:
 def test_effects_know_nothing_of_thresholds(name: str) -> None:
     """A figure is compared with a threshold in one place only, the guards."""
     assert not ours(PACKAGE / f"{name}.py") & {"guards", "evidence", "policy", "footprints", "trends"}
+
+
+def test_whoever_looks_around_only_asks() -> None:
+    """No request of `scaler init` can load a model, or change anything else, at a server that it does not know."""
+    ways = {"post", "put", "patch", "delete", "request", "ask"}
+    nodes = [node for path in (PACKAGE / "discovery").glob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    called = {node.func.attr for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
+    assert "get" in called
+    assert not called & ways
 
 
 def test_importing_scaler_brings_no_web_llama_or_gpu_library() -> None:
@@ -91,5 +117,5 @@ def test_nothing_ends_or_signals_a_process_but_its_own_children() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ways
     }
-    # This one holds the very process that it started, and no pid.
-    assert found == {"runtimes/embedded_process.py"}
+    # One holds the very process that it started, and no pid; the other ends the one that it was started to watch.
+    assert found == {"runtimes/model_process.py", "runtimes/tied.py"}

@@ -103,7 +103,7 @@ def test_conditions_that_differ_in_one_guard_are_joined() -> None:
     """Over the limit or going to be: otherwise the same."""
     text = diagram.mermaid(levels(*NAMES), Policy(), "tier")
     assert (
-        "rules 2, 3#58;<br/>usage #62; 80 % for up to 4 s or rising to 99.5 % within 8 s,<br/>usage there ≤ 80 %"
+        "rules 3, 4#58;<br/>usage #62; 80 % for up to 4 s or rising to 99.5 % within 8 s,<br/>usage there ≤ 80 %"
         in text
     )
 

@@ -28,6 +28,7 @@ class Command:
 
 
 MODULES = (
+    "init",
     "run",
     "chat",
     "status",

@@ -16,7 +16,7 @@ from scaler.errors import ConfigError, LevelUnavailable, MissingExtra, ScalerErr
 from scaler.levels import Level
 
 if TYPE_CHECKING:
-    from scaler.level_settings import AnyLevel
+    from scaler.level_settings import LevelSettings
     from scaler.settings import Settings
 
 PICTURES = ("svg", "png")
@@ -124,7 +124,7 @@ def _levels(settings: Settings) -> list[Level]:
     return [Level(one.name, _footprint(one), one.quality, one.load_s) for one in settings.ladder]
 
 
-def _footprint(level: AnyLevel) -> Mapping[str, int]:
+def _footprint(level: LevelSettings) -> Mapping[str, int]:
     """What the level takes; empty when only its file could tell, and cannot."""
     from scaler.assembly import runtime_called
 

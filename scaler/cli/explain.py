@@ -10,6 +10,8 @@ from scaler.cli import EXIT_OK, Command
 from scaler.cli.daemon import add_arguments, address, ask
 from scaler.cli.words import duration, percent
 
+ELSEWHERE = "requests are only sent there: nothing of it is loaded or unloaded here"
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
@@ -45,10 +47,16 @@ def _lines(status: dict[str, Any]) -> list[str]:
     if decision is not None:
         lines.append(f"  came from {decision['source']} because {decision['reason']}")
     usage = status["projected"].get(state)
-    if usage is not None:
-        lines.append(f"  usage at {state} is {percent(usage)}")
-    rank = {name: position for position, name in enumerate(status["projected"])}
     effective = {level["level"]: level for level in status["effective"]}
+    if state in effective and not effective[state]["takes"]:
+        lines.append(f"  {ELSEWHERE}")
+    elif usage is not None:
+        lines.append(f"  usage at {state} is {percent(usage)}")
+    # What would have been acted on, had there been anywhere to go.
+    findings = [found for outlook in status["outlooks"] for found in outlook["findings"] if found["holds"]]
+    if lowered := next((found["sentence"] for found in findings if found["guard"] == "over_ceiling"), None):
+        lines.append(f"  {lowered}; no smaller level that is allowed fits")
+    rank = {name: position for position, name in enumerate(status["projected"])}
     policy = status["policy"]
     if state in effective:
         lines.extend(f"  {sentence}" for sentence in _foreseen(effective[state], policy))
@@ -65,20 +73,25 @@ def _lines(status: dict[str, Any]) -> list[str]:
         when = f"in {duration(wait)} at the earliest" if wait else "with the next reading"
         lines.append(f"next upgrade: to {soonest['level']} {when}")
     elif higher:
-        lines.append("next upgrade: none; the tier, a pin or that nobody asks for a model stands in the way")
+        barring = "the tier, battery power, heat, a pin or that nobody asks for a model"
+        lines.append(f"next upgrade: none; {barring} stands in the way")
     else:
         lines.append(f"next upgrade: none; {state} is the largest level")
     for outlook in reversed(status["outlooks"]):
         name = outlook["level"]
         if state != "off" and rank[name] < rank[state]:
-            lines.append(f"{name}: smaller; usage there would be {percent(status['projected'][name])}")
+            there = f"usage there would be {percent(status['projected'][name])}"
+            lines.append(f"{name}: smaller; {there if effective[name]['takes'] else ELSEWHERE}")
+            if wait := outlook["wait_s"]:
+                lines += [f"  in {duration(wait)} if this lasts", *(f"  {lacks}" for lacks in outlook["lacking"])]
             continue
+        elsewhere = [] if effective[name]["takes"] else [f"  {ELSEWHERE}"]
         if not outlook["lacking"]:
-            lines.append(f"{name}: nothing is lacking; it comes with the next reading")
+            lines += [f"{name}: nothing is lacking; it comes with the next reading", *elsewhere]
             continue
         wait = outlook["wait_s"]
         lines.append(f"{name}: " + ("not by waiting alone" if wait is None else f"in {duration(wait)} if this lasts"))
-        lines.extend(f"  {sentence}" for sentence in outlook["lacking"])
+        lines.extend((*elsewhere, *(f"  {sentence}" for sentence in outlook["lacking"])))
         level = effective[name]
         lines.extend(f"  {sentence}" for sentence in (*_foreseen(level, policy), *_held_back(level, status, policy)))
     return lines
@@ -86,6 +99,8 @@ def _lines(status: dict[str, Any]) -> list[str]:
 
 def _foreseen(level: dict[str, Any], policy: dict[str, Any]) -> list[str]:
     """What the forecast sees at a level."""
+    if not level["takes"]:
+        return []
     told = []
     if level["expected"] is not None:
         told.append(

@@ -28,7 +28,7 @@ from scaler.recordings import Recorder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scaler.level_settings import AnyLevel
+    from scaler.level_settings import LevelSettings
     from scaler.settings import NoticesSettings
 
 HINTS = (
@@ -113,7 +113,7 @@ def collect_seldom() -> None:
     gc.set_threshold(20_000, 50, 50)
 
 
-def _check_demo_models(ladder: Sequence[AnyLevel]) -> None:
+def _check_demo_models(ladder: Sequence[LevelSettings]) -> None:
     """Raises ScalerError for demo models that were not made yet: a newcomer is told so before anything fails."""
     from scaler.level_settings import EmbeddedLevel
 

@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
     print("policy")
     width = max(map(len, decided))
     for name, value in decided.items():
-        figure = "none" if value.value is None else f"{value.value:.10g}" if name != "max_level" else value.value
+        figure = f"{value.value:.10g}" if isinstance(value.value, int | float) else value.value or "none"
         print(f"  {name:<{width}}  {figure:<6}  {value.source}")
     return EXIT_OK
 

@@ -91,6 +91,8 @@ def demo_config() -> Iterator[Path]:
             "switch_margin_s": 2.0,
             "drain_seconds": 2.0,
             "max_level": None,
+            "battery_max_level": None,
+            "throttled_max_level": None,
         },
     }
     with TemporaryDirectory(prefix="scaler-demo-") as folder:

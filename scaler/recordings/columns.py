@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf, isfinite
 from typing import NamedTuple
 
-from scaler.readings import Cpu, Gpu, Memory, Pressure, Reading, Stall, Swap
+from scaler.readings import Cpu, Gpu, Memory, Power, Pressure, Reading, Stall, Swap
 
 VERSION = 1
 MARK = "# scaler recording"
 """How the first line of a file begins; `key=value` pairs follow."""
 UNIT = 1024 * 256
 """Sizes are kept in quarters of a MiB: 0.002 % of 16 GiB, and short to write."""
-COLUMNS = ("at_s", "available", "own", "swap", "cpu", "own_cpu", "stalled")
+COLUMNS = ("at_s", "available", "own", "swap", "cpu", "own_cpu", "stalled", "mains")
 GPU_COLUMNS = ("used", "own")
 
 
@@ -63,6 +63,7 @@ def row(reading: Reading, machine: Machine) -> str:
     """One reading as a line; what is missing is empty."""
     memory, swap, cpu = reading.memory, reading.swap, reading.cpu
     stall = None if reading.pressure is None else reading.pressure.memory
+    mains = None if reading.power is None else reading.power.plugged_in
     cells = [
         f"{reading.at_s:.2f}",
         _size(None if memory is None else memory.available_bytes),
@@ -71,6 +72,7 @@ def row(reading: Reading, machine: Machine) -> str:
         _ratio(None if cpu is None else cpu.busy_ratio),
         _ratio(None if cpu is None else cpu.own_ratio),
         _ratio(None if stall is None else stall.some_avg10_ratio),
+        "" if mains is None else str(int(mains)),
     ]
     gpus = {gpu.index: gpu for gpu in reading.gpus or ()}
     for index, _ in machine.gpus:
@@ -102,6 +104,7 @@ def parser(facts: Mapping[str, float], names: Sequence[str]) -> Callable[[Sequen
     column = {name: position for position, name in enumerate(names)}
     at, available, own = column["at_s"], column["available"], column["own"]
     swap, cpu, own_cpu, stalled = (column.get(name) for name in ("swap", "cpu", "own_cpu", "stalled"))
+    mains = column.get("mains")
     unit, total = int(facts["unit"]), int(facts["memory"])
     swap_total, cores = facts.get("swap"), int(facts.get("cores", 1))
     gpus = [
@@ -129,6 +132,8 @@ def parser(facts: Mapping[str, float], names: Sequence[str]) -> Callable[[Sequen
             reading.cpu = Cpu(cores, _share(cells[cpu]), _share(cells[own_cpu]))
         if stalled is not None and (share := _share(cells[stalled])) is not None:
             reading.pressure = Pressure(Stall(share))
+        if mains is not None and cells[mains]:
+            reading.power = Power(cells[mains] != "0")
         if gpus:
             reading.gpus = tuple(
                 Gpu(index, "", size, used, size - used, _within(cells[own_at], unit, size))

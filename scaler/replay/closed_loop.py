@@ -217,6 +217,7 @@ class _Loop:
             Memory(ram.total_bytes, max(0, ram.total_bytes - ram.other_bytes - own[0])),
             own[0],
             pressure=reading.pressure,
+            power=reading.power,
         )
         if len(others) > 1:
             seen.gpus = tuple(

@@ -7,53 +7,36 @@ the host. Owns the dialect; the processes are `embedded_process`. Knows nothing 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable, MissingExtra, RequestRejected
 from scaler.level_settings import EmbeddedLevel
-from scaler.levels import GIB, RAM, Saving, gpu_resource
+from scaler.levels import GIB, Saving
+from scaler.runtimes import gguf_savings
 from scaler.runtimes.embedded_process import EmbeddedProcess
-from scaler.runtimes.embedded_server import SPARE_THREADS
 from scaler.runtimes.gguf_description import describe
-from scaler.runtimes.gguf_size import CACHE_BLOCK, Shape, pools, serving_bytes, shape_of, weights_bytes
-from scaler.runtimes.model_server import EventReader, ModelServer
+from scaler.runtimes.gguf_size import pools, serving_bytes, weights_bytes
+from scaler.runtimes.llama_cpp import ChildModel
+from scaler.runtimes.model_process import Children
 from scaler.settings import EmbeddingSettings
-
-GONE_S = 1.0
-"""How long after a broken connection the end of its process is waited for, in order to tell the cause."""
-
-
-LEAST_CONTEXT_TOKENS = 1024
-"""A shorter context than this is not proposed: hardly a conversation fits in it."""
-
-
-def _of_use(saving: Saving, shape: Shape) -> bool:
-    """Whether llama.cpp could do with such a setting, and a person too."""
-    if saving.setting == "kv_cache":
-        return shape.head % CACHE_BLOCK == 0
-    return int(saving.value) >= LEAST_CONTEXT_TOKENS
 
 
 class EmbeddedRuntime:
     """Loads GGUF files with xllamacpp, on one event loop, whose thread must outlive what it loads."""
 
     def __init__(self) -> None:
-        self._children: set[EmbeddedProcess] = set()
+        self._children = Children[EmbeddedProcess]()
 
     def footprint(self, settings: EmbeddedLevel) -> Mapping[str, int]:
         """As declared, or estimated from the file; raises LevelUnavailable."""
-        if settings.ram_gib is not None:
-            ram = int(settings.ram_gib * GIB)
-        else:
-            ram = serving_bytes(
+        return settings.footprint(
+            lambda: serving_bytes(
                 settings.name, settings.model, settings.context_tokens, settings.parallel, settings.kv_cache
             )
-        vram = int(settings.vram_gib * GIB)
-        return {RAM: ram, gpu_resource(settings.gpu): vram} if vram else {RAM: ram}
+        )
 
     def describe(self, settings: EmbeddedLevel) -> Description:
         """As the GGUF file says."""
@@ -61,23 +44,7 @@ class EmbeddedRuntime:
 
     def savings(self, settings: EmbeddedLevel) -> Sequence[Saving]:
         """Of RAM, by the cache that the file's shape makes necessary; raises LevelUnavailable."""
-        # What is declared by hand stays as declared whatever the settings, and on a GPU it always is.
-        if settings.ram_gib is not None or settings.gpu_layers:
-            return ()
-        shape, slots = shape_of(settings.name, settings.model), settings.parallel
-        tokens, kv_cache = settings.context_tokens, settings.kv_cache
-        now = shape.cache_bytes(tokens * slots, kv_cache)
-
-        def quantised(name: str) -> Saving:
-            return Saving("kv_cache", name, kv_cache, {RAM: now - shape.cache_bytes(tokens * slots, name)})
-
-        def shortened(part: int) -> Saving:
-            shorter = tokens // part
-            saved = {RAM: now - shape.cache_bytes(shorter * slots, kv_cache)}
-            return Saving("context_tokens", str(shorter), str(tokens), saved)
-
-        every = [quantised("q8_0"), shortened(2), quantised("q4_0"), shortened(4)]
-        return [saving for saving in every if saving.saved[RAM] > 0 and _of_use(saving, shape)]
+        return gguf_savings.savings(settings)
 
     def apart(self, one: EmbeddedLevel, other: EmbeddedLevel) -> bool:
         """Always: each has a process of its own."""
@@ -85,7 +52,10 @@ class EmbeddedRuntime:
 
     def pids(self) -> Collection[int]:
         """The children that are loaded or loading."""
-        return tuple(pid for child in tuple(self._children) if (pid := child.pid) is not None)
+        return self._children.pids()
+
+    async def release(self, settings: EmbeddedLevel) -> None:
+        """Nothing: what an earlier scaler had loaded has ended with it."""
 
     def require(self) -> None:
         """Raises MissingExtra when llama.cpp or the HTTP client is not installed."""
@@ -129,35 +99,14 @@ class EmbeddedRuntime:
         expected_bytes = weights_bytes(settings.name, settings.model)
         progress(0.0)
         child = await EmbeddedProcess.start(settings, pooling)
-        self._children.add(child)
-        try:
-            async with asyncio.timeout(settings.load_timeout_s):
-                address = await child.listening(expected_bytes, progress)
-        except TimeoutError:
-            await self._end(child)
-            raise LevelUnavailable(
-                f"{settings.name}: {settings.model}: not loaded within {settings.load_timeout_s:g} s; "
-                "raise load_timeout_s or choose a smaller model"
-            ) from None
-        except BaseException:
-            await self._end(child)
-            raise
+        serving = child.listening(expected_bytes, progress)
+        address = await self._children.bring_up(child, serving, settings.load_timeout_s)
         progress(1.0)
-        return EmbeddedModel(settings, child, address, self._end)
-
-    async def _end(self, child: EmbeddedProcess) -> None:
-        async def end() -> None:
-            try:
-                await child.end()
-            finally:
-                self._children.discard(child)
-
-        # Whoever gives up waiting does not stop what was begun.
-        await asyncio.shield(end())
+        return EmbeddedModel(settings, child, address, self._children.end)
 
 
-class EmbeddedModel:
-    """A level that is loaded in a child process."""
+class EmbeddedModel(ChildModel[EmbeddedProcess]):
+    """A level, or the embedding model, that is loaded in a child process."""
 
     def __init__(
         self,
@@ -166,31 +115,8 @@ class EmbeddedModel:
         address: str,
         end: Callable[[EmbeddedProcess], Awaitable[None]],
     ) -> None:
-        self._child, self._end = child, end
-        self._name, self._where = settings.name, f"{settings.name}: {settings.model}"
+        super().__init__(settings.name, settings.model, settings.parallel, child, address, end)
         self._context_tokens = settings.context_tokens
-        # A request holds one of the server's threads from its arrival on, even while it waits for a slot. Twelve
-        # streams took them all, and /health and /tokenize were not answered until one ended. So requests wait here.
-        self._server = ModelServer(
-            self._where, address, answers=settings.parallel, calls=SPARE_THREADS - 1, why_gone=self._why_gone
-        )
-
-    @property
-    def name(self) -> str:
-        """The level's name."""
-        return self._name
-
-    def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """Stream the answer's chunks; raises LevelUnavailable, RequestRejected."""
-        return self._stream("/v1/chat/completions", request)
-
-    def complete(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """Stream what follows the prompt; raises LevelUnavailable, RequestRejected."""
-        return self._stream("/v1/completions", request)
-
-    def _stream(self, path: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        asked = {**request, "stream": True, "stream_options": {"include_usage": True}}
-        return self._server.stream(path, asked, EventReader())
 
     async def embed(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Answer an OpenAI embeddings request; raises LevelUnavailable, RequestRejected."""
@@ -205,39 +131,10 @@ class EmbeddedModel:
     async def _check_lengths(self, given: Any) -> None:
         for text in given if isinstance(given, list) else [given]:
             if isinstance(text, str):
-                asked = {"content": text, "add_special": True, "parse_special": True}
-                length = len((await self._server.post("/tokenize", asked))["tokens"])
+                length = len((await self._tokenize(text))["tokens"])
             else:
                 length = len(text) if isinstance(text, list) else 0
             if length > self._context_tokens:
                 raise RequestRejected(
                     f"a text of {length} tokens is too long: {self._name} takes {self._context_tokens} at the most"
                 )
-
-    async def count_tokens(self, request: Mapping[str, Any]) -> int:
-        """Tokens of the prompt as the model's own template and vocabulary have it."""
-        prompt = (await self._server.post("/apply-template", request))["prompt"]
-        tokens = await self._server.post("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})
-        return len(tokens["tokens"])
-
-    async def _why_gone(self) -> str | None:
-        """A broken connection: its process ends a moment later, and that tells the cause."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GONE_S):
-                return await self._child.died()
-        return None
-
-    async def health(self) -> bool:
-        """Whether the server says that it can take a request."""
-        return await self._server.well("/health")
-
-    async def died(self) -> str:
-        """Wait until the child ends unasked; return why, in its own last words."""
-        return f"{self._where}: {await self._child.died()}"
-
-    async def unload(self) -> None:
-        """End the child; its memory is back when this returns."""
-        try:
-            await self._server.close()
-        finally:
-            await self._end(self._child)

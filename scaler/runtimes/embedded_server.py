@@ -8,7 +8,6 @@ an orderly way hangs while a request is in flight.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -16,7 +15,8 @@ import sys
 import threading
 from typing import Any
 
-PR_SET_PDEATHSIG = 1
+from scaler.runtimes.tied import die_with_parent
+
 SPARE_THREADS = 4
 """Threads for HTTP beyond one for each slot: for /health and /tokenize while every slot is busy."""
 
@@ -24,7 +24,7 @@ SPARE_THREADS = 4
 def main() -> None:
     """Load, say where, and serve until killed."""
     wanted: dict[str, Any] = json.loads(sys.stdin.readline())
-    die_with_parent(wanted["parent"])
+    _end_with_parent(wanted["parent"])
     # Python's own handler would turn it into the orderly end that hangs.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Nobody reads stdout after our line, and a full pipe blocks: whatever native code prints there goes to stderr.
@@ -41,23 +41,17 @@ def main() -> None:
     threading.Event().wait()
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends, also when that is killed itself.
-
-    Source: prctl(2), PR_SET_PDEATHSIG. Where there is none, a thread waits for the end of stdin instead.
-    """
-    if sys.platform != "linux":
-
-        def wait_for_the_end() -> None:
-            sys.stdin.read()
-            os._exit(1)
-
-        threading.Thread(target=wait_for_the_end, daemon=True).start()
+def _end_with_parent(parent: int) -> None:
+    """As the kernel can have it; where it cannot, a thread waits for the end of stdin instead."""
+    if sys.platform == "linux":
+        die_with_parent(parent)
         return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        # The parent died before the kernel was told.
+
+    def wait_for_the_end() -> None:
+        sys.stdin.read()
         os._exit(1)
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
 
 
 def parameters(xllamacpp: Any, wanted: dict[str, Any]) -> Any:

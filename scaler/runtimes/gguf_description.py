@@ -10,7 +10,7 @@ from typing import Any
 
 from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable
-from scaler.level_settings import EmbeddedLevel
+from scaler.level_settings import EmbeddedLevel, LlamaServerLevel
 from scaler.runtimes.gguf_size import Length, count_weights, parts, read_metadata, weights_bytes
 
 FILE_TYPES = {
@@ -24,19 +24,24 @@ FILE_TYPES = {
 TEMPLATE = "tokenizer.chat_template"
 
 
-def describe(settings: EmbeddedLevel) -> Description:
+def describe(settings: EmbeddedLevel | LlamaServerLevel) -> Description:
     """What is known of a level's model. A file that is missing or broken is not known; loading it says what is wrong.
 
     Reads headers: for a large vocabulary it takes a tenth of a second the first time.
     """
-    known = Description(settings.model, settings.context_tokens)
+    return describe_file(settings.name, settings.model, settings.context_tokens)
+
+
+def describe_file(level: str, file: Path, context_tokens: int) -> Description:
+    """The same for the file of the level called ``level``."""
+    known = Description(file, context_tokens)
     try:
-        size, stat = weights_bytes(settings.name, settings.model), settings.model.stat()
+        size, stat = weights_bytes(level, file), file.stat()
     except (LevelUnavailable, OSError):
         return known
     known = replace(known, size_bytes=size, modified_s=stat.st_mtime)
     try:
-        metadata, weights = _headers(settings.model, size, stat.st_mtime_ns)
+        metadata, weights = _headers(file, size, stat.st_mtime_ns)
     except (ValueError, OSError):
         return known
     return replace(

@@ -24,8 +24,12 @@ ADVICE = (
     ("failed to read key-value pairs", "the file's header is cut off or corrupt ({words}); download it again"),
     ("failed to read tensor info", "the file's header is cut off or corrupt ({words}); download it again"),
     ("tensor read error", "tensor data cannot be read ({words}); download it again"),
-    ("unknown model architecture", "llama.cpp does not know this kind of model ({words}); update xllamacpp"),
-    ("couldn't bind", "port {port} is in use; choose another or leave it out"),
+    ("unknown model architecture", "llama.cpp does not know this kind of model ({words}); update {program}"),
+    ("couldn't bind", "{bound}"),
+    ("error: invalid argument:", "it does not know an argument ({words}); correct it, or update {program}"),
+    ("error while handling argument", "{line}; correct the argument, or update {program}"),
+    ("error while loading shared libraries", "{words}; install it, or name its folder in LD_LIBRARY_PATH"),
+    ("Resource temporarily unavailable", "not enough memory, or too many processes ({words})"),
     ("unable to allocate", "not enough memory ({words}); choose a smaller model or a shorter context"),
     ("failed to allocate", "not enough memory ({words}); choose a smaller model or a shorter context"),
     ("failed to load model", "llama.cpp cannot load it ({words}); is it a whole GGUF file?"),
@@ -36,7 +40,9 @@ ADVICE = (
 class LastWords:
     """The end of what a process said, however much it says and however long its lines are."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = "xllamacpp") -> None:
+        """``program``: what a person would update."""
+        self._program = program
         self._whole: deque[bytes] = deque(maxlen=LINES)
         self._open = b""
 
@@ -63,7 +69,11 @@ class LastWords:
         for mark, advice in ADVICE:
             for line in lines:
                 if mark in line:
-                    return advice.format(words=line.split(": ", 1)[-1].strip(), port=port)
+                    words = line.split(": ", 1)[-1].strip()
+                    bound = f"port {port} is in use; choose another or leave it out"
+                    if port is None:
+                        bound = f"it cannot listen on a unix socket ({words}); update {self._program}"
+                    return advice.format(words=words, line=line.strip(), bound=bound, program=self._program)
         if status is not None and status < 0:
             name = signal.Signals(-status).name
             if name in ("SIGTERM", "SIGINT", "SIGHUP"):
@@ -71,7 +81,8 @@ class LastWords:
             if name == "SIGKILL":
                 return "it was killed, most likely for want of memory; choose a smaller model or a shorter context"
             if name == "SIGILL":
-                return "this processor lacks instructions (SIGILL) that xllamacpp was built with; build it from source"
+                lacks = f"this processor lacks instructions (SIGILL) that {self._program} was built with"
+                return f"{lacks}; build it from source"
             return f"it crashed ({name}){_quoted(lines)}"
         # An error is marked with an E by llama.cpp; the first one is the cause, the others follow from it.
         errors = [line for line in lines if " E " in line]

@@ -6,6 +6,7 @@ Owns the connection. How an answer is written is its reader's to know; how the m
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,8 +22,26 @@ EVENT_LIMIT_BYTES = 16 * 1024**2
 """The longest server-sent event that is read: a tool call with a long argument is one event."""
 HEALTH_S = 5.0
 """A server that has not said within this that it is well is not."""
+OF_THE_SERVER = (401, 403, 404, 408, 429)
+"""Refusals that say nothing of the request: the key, the model's name and the path are not its own."""
 REQUEST_AT_FAULT = ("Failed to parse", "Unknown reasoning format", "image input is not", "audio input is not")
 """How llama.cpp begins to say what is wrong with a request where it sends 500 all the same."""
+NOT_LOADED = re.compile(r"model is not loaded|model name=.* is not running|model '.*' not found")
+"""What llama-server's router says of a model that is gone, as if it were the request's fault."""
+PASSED_ON = "proxy error: "
+"""How it begins to say, in plain text, that it could not pass a request on."""
+
+
+CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
+"""Asks for what comes after the last message; without it a server begins another, or says the last one again.
+
+Source: https://docs.vllm.ai/en/latest/serving/openai_compatible_server/ and https://github.com/ggml-org/llama.cpp/pull/23012
+"""
+
+
+def goes_on(request: Mapping[str, Any]) -> bool:
+    """Whether the last message of a request is to be gone on with."""
+    return bool((request.get("messages") or [{}])[-1].get("role") == "assistant")
 
 
 class Reader(Protocol):
@@ -55,8 +74,11 @@ class EventReader:
                 self.ended = True
                 break
             # llama.cpp's completion of several prompts begins with null.
-            if (chunk := self._loads(data)) is not None:
-                chunks.append(chunk)
+            if (chunk := self._loads(data)) is None:
+                continue
+            if not isinstance(chunk, dict):
+                raise ValueError("an event that is no object")
+            chunks.append(chunk)
         return chunks
 
 
@@ -71,14 +93,17 @@ class ModelServer:
         answers: int,
         calls: int,
         why_gone: Callable[[], Awaitable[str | None]],
+        headers: Mapping[str, str] | None = None,
+        runs: Callable[[], bool] = lambda: True,
     ) -> None:
         """``where`` begins every message. ``answers`` and ``calls``: how many of each may be asked for at a time.
 
-        ``why_gone`` is asked when a connection broke: why the server has ended, None if it goes on.
+        ``headers``: what goes with every request, such as a key. ``why_gone`` is asked when a connection broke: why the
+        model has ended, None if it goes on. ``runs``: whether it is there, which a server that goes on does not tell.
         """
         import aiohttp
 
-        self._where, self._why_gone = where, why_gone
+        self._where, self._why_gone, self._runs = where, why_gone, runs
         # One connection a request: llama.cpp closes those it kept, and a request sent meanwhile would be lost.
         if address.startswith("unix://"):
             socket = address.removeprefix("unix://")
@@ -89,6 +114,7 @@ class ModelServer:
         # No limit on the whole of an answer: how long one may take is for its reader to say.
         self._session = aiohttp.ClientSession(
             connector=connector,
+            headers=headers,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -110,7 +136,7 @@ class ModelServer:
             raise RequestRejected(f"the request cannot be written as JSON: {error}") from error
         what = "the model does not answer"
         async with self._slots:
-            self._check_open()
+            await self._check_open()
             try:
                 async with self._session.post(f"{self._base}{path}", data=body, headers=JSON) as response:
                     if response.status != 200:
@@ -122,7 +148,7 @@ class ModelServer:
                         async for block in response.content.iter_any():
                             for chunk in reader.feed(block):
                                 if "error" in chunk:
-                                    raise self._refused(chunk["error"].get("code", 500), chunk)
+                                    raise self._refused(_status_of(chunk["error"]), chunk)
                                 yield chunk
                             if reader.ended:
                                 return
@@ -137,7 +163,7 @@ class ModelServer:
         import aiohttp
 
         async with self._calls:
-            self._check_open()
+            await self._check_open()
             try:
                 async with self._session.post(f"{self._base}{path}", json=body) as response:
                     if response.status != 200:
@@ -171,7 +197,13 @@ class ModelServer:
             body = await response.json(content_type=None)
         except ValueError:
             body = None
-        return self._refused(response.status, body)
+            if (text := await response.text(errors="replace")).startswith(PASSED_ON):
+                return await self._broken("the model does not answer", ConnectionError(text))
+        refusal = self._refused(response.status, body)
+        if isinstance(refusal, RequestRejected) and NOT_LOADED.fullmatch(str(refusal)):
+            gone = await self._why_gone() or str(refusal)
+            return NeverAsked(f"{self._where}: the model does not answer: {gone}")
+        return refusal
 
     def _refused(self, status: int, body: Any) -> RequestRejected | LevelUnavailable:
         told = body.get("error") if isinstance(body, dict) else None
@@ -182,12 +214,12 @@ class ModelServer:
             message = str(told["message"])
         else:
             body, message = None, f"HTTP {status}"
-        if 400 <= status < 500:
+        if 400 <= status < 500 and status not in OF_THE_SERVER:
             return RequestRejected(message, status, body)
         if message.startswith(REQUEST_AT_FAULT):
             # Said of the request, so that no other level is tried for it and none is held to have failed.
             return RequestRejected(message)
-        return LevelUnavailable(f"{self._where}: the model refused to answer: {message}")
+        return LevelUnavailable(f"{self._where}: the model refused to answer: {message} ({status})")
 
     async def _broken(self, what: str, error: Exception | None) -> LevelUnavailable:
         """What to raise when the connection broke."""
@@ -198,6 +230,14 @@ class ModelServer:
         kind = NeverAsked if gone and isinstance(error, aiohttp.ClientConnectorError) else LevelUnavailable
         return kind(f"{self._where}: {what}: {cause}")
 
-    def _check_open(self) -> None:
+    async def _check_open(self) -> None:
         if self._closed:
             raise NeverAsked(f"{self._where}: the model does not answer: it was unloaded")
+        if not self._runs():
+            raise NeverAsked(f"{self._where}: the model does not answer: {await self._why_gone()}")
+
+
+def _status_of(error: Any) -> int:
+    """What an error that comes instead of a chunk says; LM Studio's says no number, and Ollama's is a text."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) else 500

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
@@ -20,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable, MissingExtra
 from scaler.level_settings import OllamaLevel, listed
-from scaler.levels import GIB, RAM, Saving, gpu_resource
+from scaler.levels import Saving
 from scaler.runtimes import ollama_dialect
 from scaler.runtimes.event_stream import LineStream
 from scaler.runtimes.gguf_size import OVERHEAD_BYTES, shape_in
+from scaler.runtimes.listeners import gone, runs
 from scaler.runtimes.model_server import EVENT_LIMIT_BYTES, ModelServer
-from scaler.runtimes.ollama_runners import gone, runners, runs
+from scaler.runtimes.ollama_runners import runners
+from scaler.runtimes.token_estimate import estimated_tokens
 
 if TYPE_CHECKING:
     import ollama
@@ -38,10 +39,10 @@ UNLOAD_S = 30.0
 """Within this a model that was told to go is gone, or it will not go."""
 GONE_S = 1.0
 """How long after a broken connection the end of the model's process is waited for, in order to tell the cause."""
+FOR_EVER_YEAR = 2200
+"""A model that is held for ever is so until some 292 years from now, the longest time that Go knows."""
 CALLS = 4
 """How many questions beside answers are asked at a time."""
-BYTES_A_TOKEN, TOKENS_A_MESSAGE, TOKENS_A_PICTURE = 3, 8, 1024
-"""Ollama counts no tokens for others. English takes about four bytes a token; three errs on the safe side."""
 
 
 class OllamaRuntime:
@@ -65,20 +66,13 @@ class OllamaRuntime:
         With ``vram_gib`` the model is on a GPU, and what it takes of RAM is a process without weights unless declared.
         Raises LevelUnavailable, MissingExtra.
         """
-        vram = int(settings.vram_gib * GIB)
-        if settings.ram_gib is not None:
-            ram = int(settings.ram_gib * GIB)
-        elif vram:
-            ram = OVERHEAD_BYTES
-        else:
-            ram = self._estimate(settings)
-        return {RAM: ram, gpu_resource(settings.gpu): vram} if vram else {RAM: ram}
+        return settings.footprint(lambda: OVERHEAD_BYTES if settings.vram_gib else self._estimate(settings))
 
     def _estimate(self, settings: OllamaLevel) -> int:
         self.require()
         import ollama
 
-        with _Explained(settings), ollama.Client(host=_host(settings), timeout=ASK_S, trust_env=False) as client:
+        with _Explained(settings), ollama.Client(host=settings.address, timeout=ASK_S, trust_env=False) as client:
             shown = client.show(settings.model)
             sizes = [one.size or 0 for one in client.list().models if listed(one.model or "") == settings.listed]
         try:
@@ -109,6 +103,16 @@ class OllamaRuntime:
         for before in loading:
             own |= runners() - before
         return tuple(own)
+
+    async def release(self, settings: OllamaLevel) -> None:
+        """Have the level's model unloaded if it is held for ever: so does a scaler that was killed leave it."""
+        with contextlib.suppress(LevelUnavailable), _Explained(settings):
+            async with _client(settings, ASK_S) as client:
+                for one in (await client.ps()).models:
+                    for_ever = one.expires_at is not None and one.expires_at.year > FOR_EVER_YEAR
+                    if listed(one.model or "") == settings.listed and for_ever:
+                        await client.generate(settings.model, keep_alive=0)
+                        await _gone(client, settings)
 
     async def load(self, settings: OllamaLevel, progress: Callable[[float], None]) -> OllamaModel:
         """Have Ollama load it, with the level's context window. Raises LevelUnavailable, MissingExtra."""
@@ -174,7 +178,7 @@ class OllamaModel:
         """The process that holds it."""
         self._asked_to_go = False
         self._server = ModelServer(
-            _where(settings), _host(settings), answers=settings.parallel, calls=CALLS, why_gone=self._why_gone
+            _where(settings), settings.address, answers=settings.parallel, calls=CALLS, why_gone=self._why_gone
         )
 
     @property
@@ -196,15 +200,7 @@ class OllamaModel:
 
     async def count_tokens(self, request: Mapping[str, Any]) -> int:
         """Estimated from the length of the text: Ollama has no way to ask."""
-        texts = [str(request[key]) for key in ("tools", "response_format") if request.get(key)]
-        pictures = 0
-        for message in request["messages"]:
-            content = message.get("content") or ""
-            parts = content if isinstance(content, list) else [{"text": content}]
-            pictures += sum(part.get("type") == "image_url" for part in parts)
-            texts += ["".join(str(part.get("text") or "") for part in parts) + str(message.get("tool_calls") or "")]
-        written = sum(math.ceil(len(text.encode(errors="replace")) / BYTES_A_TOKEN) for text in texts)
-        return written + TOKENS_A_MESSAGE * len(texts) + TOKENS_A_PICTURE * pictures
+        return estimated_tokens(request)
 
     async def health(self) -> bool:
         """Whether Ollama answers, and the model is in its place."""
@@ -275,12 +271,8 @@ class _LineReader:
         return chunks
 
 
-def _host(settings: OllamaLevel) -> str:
-    return str(settings.url).rstrip("/")
-
-
 def _where(settings: OllamaLevel) -> str:
-    return f"{settings.name}: {settings.model} of Ollama at {_host(settings)}"
+    return f"{settings.name}: {settings.model} of Ollama at {settings.address}"
 
 
 def _options(settings: OllamaLevel) -> dict[str, Any]:
@@ -294,7 +286,7 @@ def _client(settings: OllamaLevel, timeout_s: float) -> ollama.AsyncClient:
     import ollama
 
     # Of no use is a proxy that the environment names: Ollama is on this machine.
-    return ollama.AsyncClient(host=_host(settings), timeout=timeout_s, trust_env=False)
+    return ollama.AsyncClient(host=settings.address, timeout=timeout_s, trust_env=False)
 
 
 async def _holds(client: ollama.AsyncClient, settings: OllamaLevel) -> bool:

@@ -8,12 +8,10 @@ Source: https://github.com/ollama/ollama, llm/llama_server.go and x/mlxrunner/cl
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import PurePath
 
 import psutil
 
-LOOK_EVERY_S = 0.2
 SERVERS = ("llama-server", "ollama_llama_server")
 """What the processes are called, now and once."""
 
@@ -30,19 +28,3 @@ def _is_runner(command: list[str]) -> bool:
     # People run a llama-server of their own as well; only Ollama's opens a file of Ollama's store.
     of_store = any("blobs" in argument and "sha256-" in argument for argument in command[1:])
     return (program == "ollama" and first == "runner") or (program in SERVERS and of_store)
-
-
-def runs(pid: int) -> bool:
-    """Whether a process has not ended; one that ended and was not yet waited for has."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-async def gone(pid: int) -> None:
-    """Wait until a process has ended."""
-    while True:
-        if not runs(pid):
-            return
-        await asyncio.sleep(LOOK_EVERY_S)

@@ -6,11 +6,12 @@ A runtime knows nothing of thresholds, ladders or decisions: it loads what it is
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from scaler.descriptions import Description
 from scaler.level_settings import LevelSettings
 from scaler.levels import Saving
+from scaler.readings import ModelLoad
 from scaler.settings import EmbeddingSettings
 
 L = TypeVar("L", bound=LevelSettings, contravariant=True)
@@ -47,6 +48,15 @@ class LoadedModel(Protocol):
         """End the model; return when its memory is back. Safe to call twice and on a dead model."""
 
 
+@runtime_checkable
+class TellsItsLoad(Protocol):
+    """A loaded model whose server tells how busy it is; not every one does."""
+
+    @property
+    def heard(self) -> ModelLoad | None:
+        """What the server said last, a second or two ago; None before it has. From any thread."""
+
+
 class Runtime(Protocol[L]):
     """Loads levels of its kind."""
 
@@ -70,6 +80,12 @@ class Runtime(Protocol[L]):
 
     def pids(self) -> Collection[int]:
         """The processes of everything that is loaded or being loaded; from any thread."""
+
+    async def release(self, settings: L) -> None:
+        """Let go of what the level's server holds from before scaler came, where nobody else can have use of it.
+
+        Raises nothing: what is wrong with a server is told when a level is to be loaded there.
+        """
 
     async def load(self, settings: L, progress: Callable[[float], None]) -> LoadedModel:
         """Load a level and return when it can answer; ``progress`` is told 0..1 on the way.

@@ -16,6 +16,7 @@ from scaler.sensors.power import PowerSensor
 from scaler.sensors.pressure import PressureSensor
 from scaler.sensors.processes import ProcessesSensor, process_tree
 from scaler.sensors.swap import SwapSensor
+from scaler.sensors.thermal import ThermalSensor
 
 
 class Sensor(Protocol):
@@ -43,4 +44,5 @@ def default_sensors(own_pids: Callable[[], Collection[int]]) -> tuple[Sensor, ..
         PressureSensor(),
         GpuSensor(tree),
         PowerSensor(),
+        ThermalSensor(),
     )

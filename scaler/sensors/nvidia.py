@@ -19,6 +19,8 @@ from scaler.readings import Gpu
 from scaler.sensors.procfs import PROC
 
 LIBRARY = "libnvidia-ml.so"
+HEAT = 0x20 | 0x40
+"""The reasons for slow clocks that are heat: SwThermalSlowdown and HwThermalSlowdown of nvml.h."""
 
 
 class _Card(NamedTuple):
@@ -133,6 +135,7 @@ def _gpu(nvml: Any, card: _Card, own: Collection[int]) -> Gpu | None:
         own_bytes=_own_bytes(nvml, card.handle, own),
         utilisation_ratio=None if load is None else load.gpu / 100,
         temperature_c=_temperature(nvml, card.handle),
+        throttled=_throttled(nvml, card.handle),
     )
 
 
@@ -176,6 +179,15 @@ def _temperature(nvml: Any, handle: object) -> float | None:
         # Drivers and releases of pynvml from before this call have only its deprecated elder.
         celsius = _if_allowed(nvml, "nvmlDeviceGetTemperature", handle, sensor)
     return None if celsius is None else float(celsius)
+
+
+def _throttled(nvml: Any, handle: object) -> bool | None:
+    """Whether heat slows it down: by software, or by the hardware's own protection."""
+    reasons = _if_allowed(nvml, "nvmlDeviceGetCurrentClocksEventReasons", handle)
+    if reasons is None:
+        # The same bits under the name that it had before.
+        reasons = _if_allowed(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle)
+    return None if reasons is None else bool(reasons & HEAT)
 
 
 def _own_bytes(nvml: Any, handle: object, own: Collection[int]) -> int | None:

@@ -39,6 +39,8 @@ from scaler.runtimes.embedded import EmbeddedRuntime
 from scaler.sensors import default_sensors
 from scaler.sensors.gpu import GpuSensor
 from scaler.settings import load_settings
+from tests.bench.adapters import added as added_by_adapters
+from tests.bench.adapters import reaction
 from tests.bench.serving.measure import added, compare, ratio
 from tests.bench.serving.switches import cut_over, step_down
 from tests.sensors.conftest import FakeNvml, compile_nvml
@@ -389,6 +391,19 @@ def serving() -> list[Figure]:
     return figures
 
 
+def adapters() -> list[Figure]:
+    """What the adapters of other people's runtimes add, and how soon a level is unloaded when its GPU is full."""
+    figures = []
+    for name, whole, first_ms in added_by_adapters():
+        figures.append(Figure(f"an answer through the adapter of {name}", whole, "of bare", 1.02))
+        figures.append(Figure("  its first word later by", first_ms, "ms"))
+    intervals = reaction()
+    if intervals is None:
+        print("from reading to unload is not measured: no C compiler to build the fake of NVML with, or not Linux")
+        return figures
+    return [*figures, Figure("from a GPU's first critical reading to the unload call", intervals, "intervals", 1.5)]
+
+
 def switches_under_load() -> list[Figure]:
     """What clients see of a cut-over with room, and of a step down to a level that stands by."""
     broken, longest, usual = asyncio.run(cut_over())
@@ -418,6 +433,7 @@ def main() -> int:
         switching,
         serving,
         switches_under_load,
+        adapters,
     ):
         # `make bench ONLY=serving` measures one of them.
         if len(sys.argv) > 1 and measure.__name__ not in sys.argv[1:]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from scaler.cli import explain, status
 from scaler.levels import GIB, RAM, Ladder, Level
@@ -10,7 +11,7 @@ from scaler.monitor import ResourceMonitor
 from scaler.performance import AnswerSample
 from scaler.policy import Policy
 from scaler.proactive import ProactiveScaler
-from scaler.readings import Memory, Reading
+from scaler.readings import Memory, Power, Reading
 from scaler.report import status_report
 
 GIBS = {"off": 0, "small": 2, "medium": 4, "large": 8}
@@ -19,22 +20,23 @@ GIBS = {"off": 0, "small": 2, "medium": 4, "large": 8}
 class Machine:
     """16 GiB, of which others use what the test says; the real decision, and the real words about it."""
 
-    def __init__(self) -> None:
+    def __init__(self, **policy: Any) -> None:
         self.now_s = 0.0
         self.scaler = ProactiveScaler(
             ladder=Ladder([Level(name, {RAM: GIBS[name] * GIB}, 0.3, 2.0) for name in ("small", "medium", "large")]),
-            policy=Policy(band=0.035),
+            policy=Policy(band=0.035, **policy),
             monitor=ResourceMonitor(sensors=[]),
             clock=lambda: self.now_s,
         )
 
-    def read(self, other_gib: float, seconds: int) -> None:
+    def read(self, other_gib: float, seconds: int, power: Power | None = None) -> None:
         """One reading a second."""
         for _ in range(seconds):
             self.now_s += 1
             own = GIBS[self.scaler.status().serving] * GIB
             memory = Memory(16 * GIB, int(16 * GIB - own - other_gib * GIB))
-            self.scaler.observe(Reading(at_s=self.now_s, wall_s=1.7e9 + self.now_s, memory=memory, own_bytes=own))
+            wall_s = 1.7e9 + self.now_s
+            self.scaler.observe(Reading(self.now_s, wall_s=wall_s, memory=memory, own_bytes=own, power=power))
 
     def told(self) -> tuple[str, str]:
         """What `scaler status` and `scaler explain` print."""
@@ -112,3 +114,36 @@ def test_slow_and_failed_answers_lower_a_limit_only_where_memory_was_tight() -> 
     roomy.read(1, 1)
     assert "medium today: gives way above 78.0 % (after slow answer: 1, failed answer: 1)" in tight.told()[0]
     assert "today" not in roomy.told()[0]
+
+
+def test_battery_power_is_told_from_the_first_second_to_the_climb_back() -> None:
+    """What will come, why it came, what stands in the way of the climb, and until when."""
+    on, mains = Power(False, 0.41), Power(True, 0.41)
+    lowered = "the machine runs on battery (41 %); the tier allows medium at most then"
+    machine = Machine(battery_max_level="medium")
+    machine.read(2, 1000, mains)
+    machine.read(2, 4, on)
+    why = machine.told()[1]
+    assert "large is the level now" in why
+    countdown = f"  in 7 s if this lasts\n  {lowered}, after 10 s of it, 3 s so far"
+    assert f"medium: smaller; usage there would be 37.5 %\n{countdown}" in why
+    machine.read(2, 7, on)
+    why = machine.told()[1]
+    assert f"medium is the level now\n  came from large because {lowered}" in why
+    assert "next upgrade: none; the tier, battery power, heat, a pin or that nobody asks for a model stands in" in why
+    assert f"large: not by waiting alone\n  the last change was 0 s ago; 300 s are asked\n  {lowered}" in why
+    machine.read(2, 101, mains)
+    why = machine.told()[1]
+    assert "next upgrade: to large in 3.3 min at the earliest" in why
+    assert "  for 100 s the machine has had mains power; 300 s are asked" in why
+
+
+def test_a_level_that_battery_power_forbids_and_that_stays_says_so() -> None:
+    """Nothing smaller could be gone to."""
+    machine = Machine(battery_max_level="small")
+    machine.read(2, 400)
+    machine.scaler.died("small", "it was killed (signal 9)")
+    machine.read(2, 11, Power(False))
+    lowered = "the machine runs on battery; the tier allows small at most then"
+    assert "large is the level now\n  came from small because" in machine.told()[1]
+    assert f"  {lowered}; no smaller level that is allowed fits" in machine.told()[1]

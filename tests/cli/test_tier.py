@@ -25,7 +25,7 @@ def test_it_says_which_file_decided_each_value(
 ) -> None:
     """The person's configuration before their tier file, that before the shipped one, the defaults last."""
     tier = own_tier("mid_range", "name: mid_range\npolicy: {band: 0.07, debounce_s: 3}\n")
-    config = own_config("tier: mid_range\npolicy: {debounce_s: 2}\n")
+    config = own_config("tier: mid_range\npolicy: {debounce_s: 2, battery_max_level: medium}\n")
     lines = {
         line.split()[0]: line.split(maxsplit=2)[1:] for line in scaler("tier").stdout.splitlines() if line[:2] == "  "
     }
@@ -34,6 +34,7 @@ def test_it_says_which_file_decided_each_value(
     assert lines["dwell_s"][1].endswith("config/tiers/mid_range.yaml")
     assert lines["backoff_max_s"] == ["3600", "default"]
     assert lines["max_level"] == ["none", "default"]
+    assert lines["battery_max_level"] == ["medium", str(config)]
     told = json.loads(scaler("tier", "--json").stdout)
     assert told["tier"] == "mid_range"
     assert told["policy"]["debounce_s"] == {"value": 2.0, "source": str(config)}

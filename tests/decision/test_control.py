@@ -339,6 +339,9 @@ def test_a_tier_whose_largest_level_is_on_another_ladder_is_refused() -> None:
         ConfigError, match=r"^stdin:1: the tier allows 'qwen' at most, which is none of the levels small,"
     ):
         answers(hello(), policy=Policy(max_level="qwen"))
+    for key in ("battery_max_level", "throttled_max_level"):
+        with pytest.raises(ConfigError, match=r"the tier allows 'off' at most, which is none of the levels small,"):
+            answers(hello(), policy=Policy(**{key: "off"}))  # type: ignore[arg-type]
 
 
 def test_a_second_hello_begins_anew() -> None:

@@ -128,7 +128,7 @@ def test_a_level_found_too_large_is_left_and_not_climbed_to_again() -> None:
             r"ladder\[1\]: 'b' takes 1 bytes of ram, 'a' before",
         ),
         ([Level("a", {RAM: 2}, 0, 0), Level("b", {RAM: 2}, 0, 0)], "expected levels from the smallest footprint"),
-        ([Level("a", {RAM: 1, "gpu0": 1}, 0, 0), Level("b", {RAM: 2}, 0, 0)], "'b' takes 0 bytes of gpu0"),
+        ([Level("a", {RAM: 2, "gpu0": 1}, 0, 0), Level("b", {RAM: 2}, 0, 0)], "'b' takes 0 bytes of gpu0"),
     ],
 )
 def test_a_ladder_that_cannot_be_climbed_is_refused(levels: list[Level], message: str) -> None:
@@ -146,3 +146,29 @@ def test_a_ladder_is_a_sequence_with_names() -> None:
     for ask in (LADDER.index, LADDER.level):
         with pytest.raises(KeyError):
             ask("huge")
+
+
+def test_what_is_seen_of_mapped_weights_is_too_little_and_believed_only_upwards() -> None:
+    """Pages of a mapped file do not show as used, and still the level is slow without them."""
+    ladder = Ladder([Level("mapped", {RAM: 8 * GIB}, 0.5, 1.0, mapped=True)])
+    footprints = Footprints(ladder, 60.0)
+    for second in range(100):
+        footprints.learn(0, 0, GIB, float(second))
+    assert footprints.of(0) == [8 * GIB]
+    footprints.learn(0, 0, 9 * GIB, 100.0)
+    assert footprints.of(0) == [9 * GIB]
+
+
+def test_what_a_level_does_not_declare_it_never_takes() -> None:
+    """Neither by being seen to hold some, nor because a smaller level takes some."""
+    ladder = Ladder(
+        [
+            Level("here", {RAM: 8 * GIB}, 0.5, 1.0),
+            Level("card", {"gpu0": GIB}, 0.5, 1.0),
+            Level("elsewhere", {}, 1.0, 1.0),
+        ]
+    )
+    footprints = Footprints(ladder, 60.0)
+    footprints.learn(1, 0, 2 * GIB, 1.0)
+    footprints.learn(2, 0, 2 * GIB, 2.0)
+    assert [footprints.of(position) for position in range(3)] == [[8 * GIB, 0], [0, GIB], [0, 0]]

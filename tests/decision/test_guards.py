@@ -10,6 +10,7 @@ from scaler.guards import GUARDS, explain
 from scaler.levels import GIB, OFF, RAM, Ladder, Level
 from scaler.machine import Outlook
 from scaler.policy import Policy
+from scaler.readings import ModelLoad, Power
 from tests.decision.driver import GPU_LADDER, LADDER, Driver, stalls
 
 
@@ -21,10 +22,11 @@ def said(drive: Driver, guard: str, level: str) -> str:
 
 def test_every_guard_tells_its_numbers() -> None:
     """What was measured, of what total, and what it was compared with."""
-    drive = Driver(initial="medium")
-    drive.read(8, 100, pressure=stalls(0.02))
+    drive = Driver(initial="medium", battery_max_level="medium")
+    drive.read(8, 1, pressure=stalls(0.02), power=Power(False))
+    drive.read(8, 99, pressure=stalls(0.02), power=Power(True))
     drive.machine.died("small", drive.now_s)
-    drive.read(8, 10, pressure=stalls(0.02))
+    drive.read(8, 10, pressure=stalls(0.02), power=Power(True))
     expected = {
         ("over_limit", "large"): "usage at large is 83.3 % of 24 GiB; the limit is 80 %, passed for 109 s",
         ("over_limit", "medium"): "usage at medium is 58.3 % of 24 GiB; the limit is 80 %",
@@ -57,6 +59,9 @@ def test_every_guard_tells_its_numbers() -> None:
         ("still_serves", "large"): "large is not loaded",
         ("pinned", "large"): "large is not pinned",
         ("allowed", "large"): "large is allowed",
+        ("stays_allowed", "large"): "for 108 s the machine has had mains power; 300 s are asked",
+        ("over_ceiling", "large"): "neither battery power nor heat forbids large",
+        ("under_ceiling", "medium"): "neither battery power nor heat forbids medium",
     }
     assert {key: said(drive, *key) for key in expected} == expected
     assert {guard for guard, _ in expected} == set(GUARDS)
@@ -154,7 +159,7 @@ def test_an_outlook_lacks_what_does_not_hold_and_a_failure_that_does() -> None:
     assert isinstance(outlook, Outlook)
     lacking = {f.guard for f in outlook.findings if f.sentence in outlook.lacking}
     assert lacking == {"fits_below_band"}
-    assert {f.guard for f in outlook.findings} >= {"settled", "rested", "allowed", "calm", "backing_off"}
+    assert {f.guard for f in outlook.findings} >= {"settled", "rested", "stays_allowed", "calm", "backing_off"}
 
 
 def test_a_decision_carries_everything_that_led_to_it() -> None:
@@ -181,3 +186,16 @@ def test_a_gpu_is_named_where_it_is_the_tightest() -> None:
     assert drive.outlook("large").lacking[0] == (
         "usage at large would be 93.8 % of 16 GiB of gpu0; to climb it must be at most 77 %"
     )
+
+
+def test_nothing_is_climbed_while_answers_wait_for_the_models_cache() -> None:
+    """A larger model would make them wait for longer; a full cache alone, or a short queue, does not."""
+    drive = Driver(initial="small")
+    full, queued, both = ModelLoad(4, 0, 0.97), ModelLoad(4, 3, 0.2), ModelLoad(4, 3, 0.97)
+    for load, holds in ((full, True), (queued, True), (both, False), (None, True)):
+        drive.read(8, 1, model=load)
+        verdict = GUARDS["calm"].test(drive.machine.evidence, 1)
+        assert verdict.holds is holds
+        if load is both:
+            sentence = explain(drive.machine.evidence, 1, verdict)
+            assert sentence == "3 answers wait and the cache is 97 % full; nothing larger is loaded above 90 %"

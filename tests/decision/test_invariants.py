@@ -6,7 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,10 +22,12 @@ from scaler.journal import record_of
 from scaler.levels import OFF, RAM, Ladder, Level
 from scaler.machine import LevelMachine, Row, Switch, table
 from scaler.policy import Policy
-from scaler.readings import Gpu, Memory, Pressure, Reading, Stall
+from scaler.readings import Gpu, Memory, Power, Pressure, Reading, Stall, Thermal
 
 TOTAL = 1 << 34
 GPU = "gpu0"
+SENSORS = {"battery": "power", "processors": "thermal", GPU: "gpus"}
+"""What may lower the largest level, and the sensor that tells of it."""
 
 
 def parts(least: int, most: int, of: int) -> st.SearchStrategy[float]:
@@ -38,15 +40,21 @@ RATIOS = parts(0, 100, 100)
 
 @st.composite
 def ladders(draw: st.DrawFn, most: int = 5) -> Ladder:
-    """One to ``most`` levels, some of them on a GPU."""
+    """One to ``most`` levels, some of them on a GPU, some there only, some elsewhere altogether."""
     count = draw(st.integers(1, most))
     ram = gpu = 0
     on_gpu_from = draw(st.integers(0, 2 * count))
     levels = []
     for number in range(count):
-        ram += draw(st.integers(1, 30)) * TOTAL // 100
-        footprint = {RAM: ram}
-        if number >= on_gpu_from:
+        kind = draw(st.sampled_from([*["here"] * 6, "GPU only", "elsewhere"]))
+        footprint = {}
+        if kind == "here":
+            ram += draw(st.integers(1, 30)) * TOTAL // 100
+            footprint[RAM] = ram
+        if kind == "GPU only":
+            gpu += draw(st.integers(1, 40)) * TOTAL // 100
+            footprint[GPU] = gpu
+        elif kind == "here" and number >= on_gpu_from:
             gpu += draw(st.integers(0, 40)) * TOTAL // 100
             if gpu:
                 footprint[GPU] = gpu
@@ -55,8 +63,9 @@ def ladders(draw: st.DrawFn, most: int = 5) -> Ladder:
 
 
 @st.composite
-def policies(draw: st.DrawFn) -> Policy:
-    """Anything that a tier may say, with times short enough for things to happen."""
+def policies(draw: st.DrawFn, names: tuple[str, ...] = ()) -> Policy:
+    """Anything that a tier may say, with times short enough for things to happen; ``names``: levels to name."""
+    named = st.sampled_from([None, *names])
     scale_at = draw(parts(50, 90, 100))
     critical_at = draw(parts(round(scale_at * 100) + 2, 98, 100))
     dwell_s = draw(parts(0, 60, 1))
@@ -88,7 +97,16 @@ def policies(draw: st.DrawFn) -> Policy:
         backoff_max_s=backoff_s * draw(parts(1, 8, 1)),
         wasted_within_s=draw(parts(0, 200, 1)),
         footprint_half_life_s=draw(parts(10, 600, 1)),
+        battery_max_level=draw(named),
+        throttled_max_level=draw(named),
     )
+
+
+def ceiling(policy: Policy, ladder: Ladder, source: str) -> int:
+    """The position of the largest level while this is so."""
+    level = policy.battery_max_level if source == "battery" else policy.throttled_max_level
+    used = source != GPU or any(GPU in level.footprint for level in ladder)
+    return ladder.index(level) if level is not None and used else len(ladder)
 
 
 def subject(guard: str, row: Row, ladder: Ladder) -> int:
@@ -149,22 +167,42 @@ class Plant:
     """A machine with models on it: what is loaded takes its true footprint, whatever was declared."""
 
     true: dict[str, dict[str, int]]
+    """What is given back when a level is unloaded."""
     loaded: str = OFF
     pending: Switch | None = None
     other: dict[str, float] = field(default_factory=lambda: {RAM: 0.3, GPU: 0.1})
+    stays: int = 0
+    """Bytes of RAM that the server of a level holds that is on a GPU only, loaded or not."""
+    said: dict[str, bool | None] = field(default_factory=dict)
+    """Whether the machine runs on battery, and what of it is slowed down for heat; what is not told is lacking."""
+    lost: tuple[str, ...] = ()
+    """The sensors that do not answer."""
 
     def own(self, resource: str) -> int:
         """Bytes that our model holds."""
-        return self.true.get(self.loaded, {}).get(resource, 0)
+        held = self.true.get(self.loaded, {})
+        return held.get(resource, self.stays if resource == RAM and held else 0)
 
     def reading(self, at_s: float, *, gpu: bool = True, **fields: Any) -> Reading:
         """What the sensors see."""
         own, own_gpu = self.own(RAM), self.own(GPU)
         other, other_gpu = (int(self.other[resource] * TOTAL) for resource in (RAM, GPU))
+        if RAM in self.true.get(self.loaded, {RAM: 0}) or not self.true[self.loaded]:
+            other += self.stays
         used = other_gpu + own_gpu
-        card = Gpu(0, "card", TOTAL, used, TOTAL - used, own_gpu)
-        memory = Memory(TOTAL, TOTAL - other - own)
-        return Reading(at_s, memory=memory, own_bytes=own, gpus=(card,) if gpu else None, **fields)
+        told = {source: self.said.get(source) for source, sensor in SENSORS.items() if sensor not in self.lost}
+        battery, heat = told.get("battery"), told.get("processors")
+        card = Gpu(0, "card", TOTAL, used, TOTAL - used, own_gpu, throttled=told.get(GPU))
+        return Reading(
+            at_s,
+            memory=Memory(TOTAL, TOTAL - other - own),
+            own_bytes=own,
+            gpus=(card,) if gpu and "gpus" not in self.lost else None,
+            power=None if battery is None else Power(not battery, 0.5),
+            thermal=None if heat is None else Thermal(heat),
+            missing=self.lost,
+            **fields,
+        )
 
 
 def serialised(switch: Switch, hurried: bool = False) -> str:
@@ -177,13 +215,13 @@ class Invariants(RuleBasedStateMachine):
 
     @initialize(
         ladder=ladders(),
-        policy=policies(),
         data=st.data(),
         interval_s=st.sampled_from([0.5, 1.0, 2.0]),
         prompt=st.sampled_from([True, True, False]),
     )
-    def begin(self, ladder: Ladder, policy: Policy, data: st.DataObject, interval_s: float, prompt: bool) -> None:
+    def begin(self, ladder: Ladder, data: st.DataObject, interval_s: float, prompt: bool) -> None:
         """``prompt``: the effects answer with the next reading, if nothing else is said."""
+        policy = data.draw(policies(ladder.names))
         self.ladder, self.policy, self.interval_s, self.prompt = ladder, policy, interval_s, prompt
         factor = parts(85, 115, 100)
         true = {
@@ -191,7 +229,7 @@ class Invariants(RuleBasedStateMachine):
         }
         self.initial = data.draw(st.sampled_from((OFF, *ladder.names)))
         self.now_s = 0.0
-        self.plant = Plant(true, self.initial)
+        self.plant = Plant(true, self.initial, stays=data.draw(parts(0, 10, 100).map(lambda part: int(part * TOTAL))))
         self.inputs: list[tuple[str, tuple[Any, ...]]] = []
         self.outputs: list[str] = []
         self.tickets: list[int] = []
@@ -200,6 +238,8 @@ class Invariants(RuleBasedStateMachine):
         self.failed_s = dict.fromkeys(ladder.names, -math.inf)
         self.needles_trusted: dict[tuple[float, int], bool] = {}
         self.log: list[tuple[float, tuple[float | None, ...], tuple[float, ...]]] = []
+        self.told: dict[str, list[tuple[float, bool | None, bool]]] = {source: [] for source in SENSORS}
+        """What each usable reading said of each thing that lowers a level, and whether its sensor was missing."""
 
     # ------------------------------------------------------------------ the machine's other side
 
@@ -242,22 +282,31 @@ class Invariants(RuleBasedStateMachine):
         for gpu in reading.gpus or ():
             used[GPU] = (gpu.used_bytes, gpu.own_bytes or 0)
         footprints = self.machine.evidence.footprints
+        loaded = [self.ladder.level(name).footprint for name in self.loaded if name != OFF]
         for position in range(len(self.ladder)):
             needs = dict(zip(footprints.resources, footprints.of(position), strict=True))
-            asked = [resource for resource, need in needs.items() if need or resource == RAM]
-            ratios = [(used[r][0] - used[r][1] + needs[r]) / TOTAL for r in asked if r in used]
-            yield max(ratios) if known or len(ratios) == len(asked) else None
+            asked = [resource for resource, need in needs.items() if need]
+            ratios = [
+                # What a level holds of a resource that it does not declare does not come back.
+                (used[r][0] - (used[r][1] if not loaded or any(level.get(r) for level in loaded) else 0) + needs[r])
+                / TOTAL
+                for r in asked
+                if r in used
+            ]
+            yield max(ratios, default=0.0) if known or len(ratios) == len(asked) else None
 
     def observe(self, reading: Reading) -> None:
         """Hand in a usable reading, and check all that must hold of the answer."""
         policy, machine, evidence = self.policy, self.machine, self.machine.evidence
         before = machine.state
+        self.loaded = {before, machine.serving}
         moved = self.tell("observe", reading)
         for position, needles in enumerate(evidence.needles):
             self.needles_trusted[reading.at_s, position] = needles.trusted(reading.at_s)
         complete = tuple(self.shares(reading, known=False))
         known = tuple(share for share in self.shares(reading, known=True) if share is not None)
         self.log.append((reading.at_s, complete, known))
+        self.hear(reading)
         assert moved == (machine.state != before)
         here, there = self.ladder.index(before), self.ladder.index(machine.state)
         if moved:
@@ -266,13 +315,94 @@ class Invariants(RuleBasedStateMachine):
             assert machine.last_decision.projected == dict(zip(self.ladder.names, complete, strict=True))
             if there > here >= 0:
                 self.check_climb(there, reading.at_s)
+                self.check_permission(there, reading.at_s)
+            if machine.open[0].when[0] == "over_ceiling":
+                self.check_lowered(here)
+                assert known[there] <= evidence.limits[there]
             if there >= 0:
                 assert reading.at_s - self.failed_s[machine.state] >= policy.backoff_s, "failed lately"
             if there > here:
                 assert evidence.pinned is None or there <= evidence.pinned
+                self.check_allowed(there)
             self.last_change_s = reading.at_s
         if there >= 0:
             self.check_pressure(there, known)
+            self.check_ceilings(there)
+
+    def hear(self, reading: Reading) -> None:
+        """Keep what a reading says of battery power and heat."""
+        power, thermal = reading.power, reading.thermal
+        answers = {
+            "battery": None if power is None or power.plugged_in is None else not power.plugged_in,
+            "processors": None if thermal is None else thermal.throttled,
+            GPU: reading.gpus[0].throttled if reading.gpus else None,
+        }
+        for source, answer in answers.items():
+            self.told[source].append((reading.at_s, answer, SENSORS[source] in reading.missing))
+
+    def check_allowed(self, position: int) -> None:
+        """From off as well: nothing is loaded that is forbidden now, as far as is known."""
+        for source, told in self.told.items():
+            known = [answer for _, answer, _ in told if answer is not None]
+            forbids = known[-1:] == [True] and position > ceiling(self.policy, self.ladder, source)
+            assert not forbids or self.machine.evidence.pinned is not None, f"{source} forbids it"
+
+    def check_permission(self, position: int, at_s: float) -> None:
+        """No reading of the dwell forbade the level, and nobody had to guess for longer than the stale time."""
+        policy = self.policy
+        for source, told in self.told.items():
+            if self.machine.evidence.pinned is not None or position <= ceiling(policy, self.ladder, source):
+                continue
+            since_s = max(t for t, _, _ in told if t <= at_s - policy.dwell_s)
+            assert not any(answer for t, answer, _ in told if t >= since_s), f"{source} forbade it"
+            known = [t for t, answer, _ in told if answer is not None]
+            if not known:
+                assert not told[-1][2], f"nobody knows of the {source}"
+                continue
+            assert at_s - known[-1] <= policy.stale_after_s
+            assert all(b - a <= policy.stale_after_s for a, b in pairwise(known) if b > at_s - policy.dwell_s)
+
+    def check_lowered(self, position: int) -> None:
+        """Battery power or heat is told now, and has lasted for as long as the recovery time, less what it was not."""
+        longest = []
+        for source, told in self.told.items():
+            known = [(t, answer) for t, answer, _ in told if answer is not None]
+            if position <= ceiling(self.policy, self.ladder, source) or not known or not known[-1][1]:
+                continue
+            net = best = 0.0
+            for (began_s, answer), (ended_s, _) in reversed(list(pairwise(known))):
+                net += ended_s - began_s if answer else began_s - ended_s
+                best = max(best, net)
+            longest.append(best)
+        assert self.machine.evidence.pinned is None
+        assert max(longest) >= self.policy.recovery_s - 1e-9
+
+    def check_ceilings(self, position: int) -> None:
+        """What has forbidden the level for as long as the recovery time has lowered it, if there is anywhere to go."""
+        policy, evidence, at_s = self.policy, self.machine.evidence, self.log[-1][0]
+        if evidence.pinned is not None:
+            return
+        most, lasted_s = len(self.ladder), -1.0
+        for source, told in self.told.items():
+            known = [(t, answer) for t, answer, _ in told if answer is not None]
+            if not known or not known[-1][1]:
+                continue
+            highest = ceiling(policy, self.ladder, source)
+            most = min(most, highest)
+            since_s = known[-1][0]
+            for t, answer in reversed(known):
+                if not answer or since_s - t > policy.stale_after_s:
+                    break
+                since_s = t
+            if position > highest and known[-1][0] == at_s:
+                lasted_s = max(lasted_s, at_s - since_s)
+        if lasted_s < policy.recovery_s + 1e-9:
+            return
+        for lower in range(min(most + 1, position)):
+            usage, ahead = evidence.usage_at(lower), evidence.ahead(lower, evidence.horizon_s(lower))
+            rising = ahead is not None and ahead >= policy.critical_at
+            fits = usage is not None and usage <= evidence.limits[lower] and not rising
+            assert not fits or evidence.backoff_until_s[lower] > evidence.now_s, f"stays above {lower}"
 
     def check_climb(self, position: int, at_s: float) -> None:
         """No earlier than the dwell after the last change, and with room through all of it."""
@@ -372,6 +502,23 @@ class Invariants(RuleBasedStateMachine):
         self.plant.other = {RAM: 0.0, GPU: 0.0, resource: min(1.0, max(0.0, at - need / TOTAL + beyond))}
         self.readings(count, 0, noise=noise)
 
+    @rule(
+        count=st.integers(1, 60),
+        ram=parts(0, 60, 100),
+        source=st.sampled_from(list(SENSORS)),
+        answers=st.lists(st.sampled_from([True, True, False, False, None, "lost"]), min_size=1, max_size=4),
+    )
+    def lower(self, count: int, ram: float, source: str, answers: list[bool | str | None]) -> None:
+        """A stretch in which one thing that may lower the level lasts, is over, comes and goes, or is not told."""
+        self.plant.other = {RAM: ram, GPU: 0.1}
+        for number in range(count):
+            answer = answers[number % len(answers)]
+            self.plant.lost = (SENSORS[source],) if answer == "lost" else ()
+            if not isinstance(answer, str):
+                self.plant.said[source] = answer
+            self.readings(1, 0)
+        self.plant.lost = ()
+
     def readings(self, count: int, drift: int, *, noise: float = 0.0, **fields: Any) -> None:
         """So many readings; the effects answer in between if they are prompt."""
         steady = dict(self.plant.other)
@@ -419,8 +566,9 @@ class Invariants(RuleBasedStateMachine):
         known = {
             name: value
             for name, value in vars(evidence).items()
-            if name not in ("ladder", "footprints", "trends", "take", "peaks", "needles", "cautions")
+            if name not in ("ladder", "footprints", "trends", "take", "peaks", "needles", "cautions", "ceilings")
         }
+        ceilings = [vars(one) for one in evidence.ceilings]
         footprints = [evidence.footprints.of(position) for position in range(len(self.ladder))]
         trends = [(len(trend), trend.slope_per_s, trend.steady_rise_per_s) for trend in evidence.trends]
         peaks = [(peaks.expected(evidence.now_s), peaks.bands) for peaks in evidence.peaks]
@@ -431,6 +579,7 @@ class Invariants(RuleBasedStateMachine):
                 footprints,
                 trends,
                 peaks,
+                ceilings,
                 trusted,
                 machine.state,
                 machine.switch,
@@ -562,12 +711,13 @@ class Invariants(RuleBasedStateMachine):
             assert policy.scale_at - policy.caution_max - 1e-9 <= evidence.limits[position] <= policy.scale_at
             assert evidence.backoff_until_s[position] <= max(evidence.now_s, self.now_s) + policy.backoff_max_s
             need = evidence.footprints.of(position)
-            assert all(a <= b for a, b in zip(below, need, strict=True))
-            below = need
+            for index, (resource, least, size) in enumerate(zip(evidence.resources, below, need, strict=True)):
+                assert size >= least if self.ladder[position].footprint.get(resource) else size == 0
+                below[index] = max(least, size)
             assert max(need) <= 1.15 * max(
                 size
                 for level in self.ladder
-                for size in (*level.footprint.values(), *self.plant.true[level.name].values())
+                for size in (0, *level.footprint.values(), *self.plant.true[level.name].values())
             )
 
         for peaks in evidence.peaks:
@@ -618,15 +768,21 @@ class Constant:
     other: dict[str, float]
     true: dict[str, dict[str, int]]
     latency: int
+    stays: int
+    said: dict[str, bool | None]
+    hot_from: int = 99
+    """From this position on our own model makes the machine too hot."""
 
     def run(self, readings: int = 2400, interval_s: float = 2.0) -> list[tuple[float, int, int]]:
         """The changes as (time, from, to); positions as on the ladder."""
-        plant = Plant(self.true, self.initial, None, self.other)
+        plant = Plant(self.true, self.initial, None, self.other, self.stays, dict(self.said))
         switches: list[Switch] = []
         machine = LevelMachine(self.ladder, self.policy, switches.append, initial=self.initial)
         answered, due = 0, 0
         for number in range(readings):
             now_s = number * interval_s
+            if self.hot_from < 99:
+                plant.said["processors"] = self.ladder.index(plant.loaded) >= self.hot_from
             machine.observe(plant.reading(now_s))
             if len(switches) > answered:
                 answered, due = len(switches), number + self.latency
@@ -638,17 +794,19 @@ class Constant:
 
 
 @st.composite
-def constants(draw: st.DrawFn, off_by: float) -> Constant:
-    """``off_by``: how far true footprints are from the declared ones."""
+def constants(draw: st.DrawFn, off_by: float, *, lowered: bool = False) -> Constant:
+    """``off_by``: how far true footprints are from the declared ones. ``lowered``: on battery, or hot, throughout."""
     ladder = draw(ladders())
     factor = parts(round(100 - 100 * off_by), round(100 + 100 * off_by), 100)
     return Constant(
         ladder,
-        draw(policies()),
+        draw(policies(ladder.names if lowered else ())),
         draw(st.sampled_from((OFF, *ladder.names))),
         {RAM: draw(parts(0, 1000, 1000)), GPU: draw(parts(0, 1000, 1000))},
         {level.name: {r: int(size * draw(factor)) for r, size in level.footprint.items()} for level in ladder},
         draw(st.integers(0, 5)),
+        draw(st.integers(0, 10)) * TOTAL // 100,
+        {source: draw(st.sampled_from([None, False, True, True])) for source in SENSORS},
     )
 
 
@@ -671,6 +829,64 @@ def test_wrong_declarations_are_learned_once_and_do_not_make_a_cycle(constant: C
     climbed = [there for _, here, there in changes if there > here]
     assert len(climbed) == len(set(climbed)), changes
     assert all(at_s < 3000 for at_s, _, _ in changes)
+
+
+@given(constants(off_by=0.0, lowered=True))
+def test_on_battery_or_in_heat_the_level_is_lowered_once_more_at_most_and_then_stays(constant: Constant) -> None:
+    """No cycle here either; one step may be that of memory, the other that of the battery or of heat."""
+    changes = constant.run()
+    ways = ["up" if there > here else "down" for _, here, there in changes]
+    assert ways.count("down") <= 2
+    assert "down" not in ways[ways.count("down") :]
+    visited = [there for _, _, there in changes]
+    assert len(visited) == len(set(visited))
+    assert all(at_s < 3000 for at_s, _, _ in changes)
+    highest = [ceiling(constant.policy, constant.ladder, source) for source, so in constant.said.items() if so]
+    assert all(there <= min(highest, default=99) for _, here, there in changes if there > here)
+
+
+@given(constants(off_by=0.0, lowered=True), st.data())
+def test_the_heat_of_our_own_model_makes_no_cycle_that_is_faster_than_the_lengthened_dwell(
+    constant: Constant, data: st.DataObject
+) -> None:
+    """Down, cool, up, hot: each time that was wasted doubles the wait, up to the bound."""
+    cool = data.draw(st.integers(0, len(constant.ladder) - 1))
+    policy = replace(constant.policy, throttled_max_level=constant.ladder.names[cool])
+    warm = replace(constant, policy=policy, latency=0, hot_from=cool + 1, said={})
+    since_s, climbed, wasted = -math.inf, -1, [0] * len(constant.ladder)
+    for at_s, here, there in warm.run():
+        if there > here >= 0:
+            assert at_s - since_s >= min(policy.dwell_s * 2 ** min(wasted[there], 20), policy.dwell_max_s)
+        elif here == climbed:
+            wasted[here] = wasted[here] + 1 if at_s - since_s < policy.wasted_within_s else 0
+        since_s, climbed = at_s, there if there > here >= 0 else -1
+
+
+@given(ladders(), st.sampled_from(sorted(SENSORS)), RATIOS, st.data())
+def test_what_lasts_has_lowered_the_level_within_the_recovery_time_and_one_interval(
+    ladder: Ladder, source: str, other: float, data: st.DataObject
+) -> None:
+    """Whatever came before: if the largest level that is allowed then fits, nothing above it is kept."""
+    most = data.draw(st.sampled_from(ladder.names))
+    if source == GPU and all(GPU not in level.footprint for level in ladder):
+        return
+    policy = replace(data.draw(policies()), battery_max_level=most, throttled_max_level=most)
+    interval_s = data.draw(st.sampled_from([0.5, 1.0, 2.0]))
+    plant = Plant({level.name: dict(level.footprint) for level in ladder}, data.draw(st.sampled_from(ladder.names)))
+    plant.other = {RAM: other, GPU: other}
+    machine = LevelMachine(ladder, policy, lambda switch: None, initial=plant.loaded)
+    now_s = 0.0
+    for answer in data.draw(st.lists(st.sampled_from([True, False, None]), max_size=40)):
+        now_s += interval_s
+        plant.said[source] = answer
+        machine.observe(plant.reading(now_s))
+    plant.said[source], began_s = True, now_s
+    while now_s < began_s + policy.recovery_s + interval_s:
+        now_s += interval_s
+        machine.observe(plant.reading(now_s))
+    position = ladder.index(most)
+    there = GUARDS["fits"].test(machine.evidence, position)
+    assert ladder.index(machine.state) <= position or not there.holds
 
 
 @given(ladders(), policies(), RATIOS, RATIOS, st.data())
@@ -711,6 +927,7 @@ SHORT = Policy(
     backoff_s=4.0,
     backoff_max_s=8.0,
     trend_window_s=20.0,
+    battery_max_level="l0",
 )
 
 
@@ -721,13 +938,15 @@ class Walk:
         self.ladder = Ladder([Level(f"l{n}", {RAM: (n + 1) * TOTAL // 10}, 0.5, 1.0) for n in range(count)])
         self.machine = LevelMachine(self.ladder, SHORT, lambda switch: None)
         self.now_s = 0.0
+        self.plugged_in = True
 
     @staticmethod
     def alphabet(count: int) -> list[str]:
         """Readings of usage that suits each level, and everything that effects and people can say."""
         readings = [f"other {ratio}" for ratio in (0.75 - 0.1 * (n + 1) for n in range(count))]
         pins = [f"pin {name}" for name in {OFF, "l0", f"l{count - 1}"}]
-        return [*readings, "other 0.845", "other 0.97", "done", "failed", "lost", "died", "degrade", "unpin", *pins]
+        events = ["done", "failed", "lost", "died", "degrade", "plug", "unplug", "unpin"]
+        return [*readings, "other 0.845", "other 0.97", *events, *pins]
 
     def step(self, letter: str) -> None:
         """Readings come in eights, so that a dwell passes; everything else at once."""
@@ -740,7 +959,10 @@ class Walk:
                 position = self.ladder.index(machine.serving)
                 own = 0 if position < 0 else self.ladder[position].footprint[RAM]
                 available = TOTAL - int(float(what) * TOTAL) - own
-                machine.observe(Reading(self.now_s, None, Memory(TOTAL, available), own))
+                power = Power(self.plugged_in)
+                machine.observe(Reading(self.now_s, None, Memory(TOTAL, available), own, power=power))
+        elif word in ("plug", "unplug"):
+            self.plugged_in = word == "plug"
         elif word == "done":
             machine.switched(ticket, self.now_s)
         elif word == "failed":
@@ -763,7 +985,7 @@ class Walk:
         """Where the machine is, as far as another step may depend on it for long."""
         machine = self.machine
         backing_off = tuple(until > self.now_s for until in machine.evidence.backoff_until_s)
-        return machine.state, machine.serving, machine.settled, machine.pinned, backing_off
+        return machine.state, machine.serving, machine.settled, machine.pinned, backing_off, self.plugged_in
 
     def quiet(self, ratio: float) -> str:
         """Let the effects do what they are asked while usage stays; the state in the end."""
@@ -792,14 +1014,17 @@ def explored(count: int, most: int) -> dict[tuple[object, ...], tuple[str, ...]]
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_every_state_is_reachable_and_none_is_a_trap(count: int) -> None:
-    """From wherever effects, people and pressure have led: room leads to the top, and the lack of it to off."""
-    paths = explored(count, most=150)
+    """From wherever effects, people and pressure have led: room leads to the top, and the lack of it to off.
+
+    On battery, the smallest level is the top.
+    """
+    paths = explored(count, most=300)
     top = f"l{count - 1}"
     assert {state for state, *_ in paths} == {OFF, *(f"l{n}" for n in range(count))}
     for path in paths.values():
-        for ratio, end in ((0.1, top), (0.97, OFF)):
+        for power, ratio, end in (("plug", 0.1, top), ("plug", 0.97, OFF), ("unplug", 0.1, "l0")):
             walk = Walk(count)
-            for step in (*path, "unpin"):
+            for step in (*path, "unpin", power):
                 walk.step(step)
             assert walk.quiet(ratio) == end, path
 

@@ -89,6 +89,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.released: set[str] = set()
         self.models: dict[str, Model] = {}
         self.failing: set[str] = set()
         self.busy = False
@@ -112,7 +113,12 @@ class Runtime:
     def pids(self) -> tuple[int, ...]:
         return ()
 
+    async def release(self, settings: EmbeddedLevel) -> None:
+        self.released.add(settings.name)
+
     async def load(self, settings: EmbeddedLevel, progress: Callable[[float], None]) -> Model:
+        # Whatever was held before is let go of before anything is loaded.
+        assert settings.name in self.released
         self.log.append(f"load {settings.name}")
         try:
             await self.gate.wait()

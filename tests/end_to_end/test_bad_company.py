@@ -19,7 +19,7 @@ from scaler.descriptions import Description
 from scaler.events import AnswerHandedOver
 from scaler.level_settings import EmbeddedLevel
 from scaler.levels import GIB, RAM, Saving
-from scaler.runtimes import embedded
+from scaler.runtimes import llama_cpp
 from scaler.runtimes.embedded import EmbeddedModel
 from scaler.runtimes.embedded_process import EmbeddedProcess
 from tests.end_to_end.test_endpoint import MESSAGES, client
@@ -96,6 +96,9 @@ class Breaking:
     def pids(self) -> Collection[int]:
         return ()
 
+    async def release(self, _: EmbeddedLevel) -> None:
+        """Nothing is held."""
+
     async def load(self, settings: EmbeddedLevel, _: Callable[[float], None]) -> EmbeddedModel:
         folder = tempfile.TemporaryDirectory(prefix="s")
         server = await asyncio.start_unix_server(self._serve, f"{folder.name}/model.sock")
@@ -142,7 +145,7 @@ NOTHING = chunked([b"data: [DONE]\n\n"])
 @pytest.fixture
 def quickly_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for the end of a process that does not end."""
-    monkeypatch.setattr(embedded, "GONE_S", 0.05)
+    monkeypatch.setattr(llama_cpp, "GONE_S", 0.05)
 
 
 @pytest.mark.usefixtures("quickly_broken")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from scaler.errors import RecordingError
 from scaler.levels import GIB
-from scaler.readings import Cpu, Gpu, Memory, Pressure, Reading, Stall, Swap
+from scaler.readings import Cpu, Gpu, Memory, Power, Pressure, Reading, Stall, Swap
 from scaler.recordings import Recorder, Recording
 from scaler.recordings.columns import UNIT
 from scaler.recordings.recorder import FLUSH_S, files_of
@@ -49,6 +49,7 @@ readings = st.builds(
     st.none() | st.builds(Pressure, st.none() | st.builds(Stall, ratios)),
     st.none()
     | st.tuples(st.builds(Gpu, st.just(1), st.just("g"), st.just(GPU), gpu_sizes, st.just(0), st.none() | gpu_sizes)),
+    st.sampled_from([None, Power(True), Power(False)]),
 )
 
 
@@ -92,6 +93,7 @@ def test_what_goes_in_comes_out(
         assert (one.own_bytes is None) == (two.own_bytes is None)
         assert abs((one.own_bytes or 0) - (two.own_bytes or 0)) <= UNIT
         assert (one.swap is None) == (two.swap is None)
+        assert one.power == two.power
         assert _ratios(two) == pytest.approx(_ratios(one), abs=0.0051)
         for gpu, again in zip(one.gpus or (), two.gpus or (), strict=True):
             assert abs(gpu.used_bytes - again.used_bytes) <= UNIT

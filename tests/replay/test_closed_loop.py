@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scaler.levels import GIB, RAM, Ladder, Level
 from scaler.policy import Policy
-from scaler.readings import Gpu, Memory, Reading
+from scaler.readings import Gpu, Memory, Power, Reading
 from scaler.replay.closed_loop import Step, play
 from scaler.replay.optimum import Others, best_score
 from scaler.replay.scoring import KILL_COST, cost_per_s
@@ -197,3 +197,15 @@ def test_a_gpu_that_fills_up_is_given_way_to() -> None:
     assert outcome.switches == 2
     assert outcome.seconds_at["large"] == pytest.approx(500, abs=20)
     assert outcome.score <= best_score(others_of(some, (RAM, "gpu0")), ladder, Policy())
+
+
+def test_mains_power_that_was_recorded_counts_where_the_policy_asks() -> None:
+    """What if the tier allowed less on battery?"""
+    some = readings([0.2] * 1000)
+    for at, one in enumerate(some):
+        one.power = Power(not 500 <= at < 700)
+    lowered = play(some, LADDER, Policy(battery_max_level="medium"))
+    assert play(some, LADDER, Policy()).seconds_at["large"] == pytest.approx(1690, abs=20)
+    # On battery for 400 s, then a dwell of 300 s.
+    assert lowered.seconds_at["large"] == pytest.approx(1690 - 700, abs=40)
+    assert lowered.seconds_at["medium"] == pytest.approx(700, abs=40)

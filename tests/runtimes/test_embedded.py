@@ -25,7 +25,7 @@ from scaler.errors import LevelUnavailable, MissingExtra, NeverAsked, RequestRej
 from scaler.level_settings import EmbeddedLevel
 from scaler.levels import GIB
 from scaler.loop_thread import LoopThread
-from scaler.runtimes import embedded_process, model_server
+from scaler.runtimes import model_process, model_server
 from scaler.runtimes.embedded import EmbeddedModel, EmbeddedRuntime
 from tests.runtimes.test_gguf_size import a_file
 
@@ -398,7 +398,7 @@ def test_a_model_that_hangs_is_not_healthy_and_can_be_unloaded(
 ) -> None:
     """Stopped in its tracks, it answers neither requests nor SIGTERM."""
     monkeypatch.setattr(model_server, "HEALTH_S", 0.3)
-    monkeypatch.setattr(embedded_process, "TERM_GRACE_S", 0.3)
+    monkeypatch.setattr(model_process, "TERM_GRACE_S", 0.3)
 
     async def body() -> None:
         async with loaded(settings()) as (runtime, model):
@@ -521,7 +521,7 @@ def test_a_damaged_file_is_a_clear_error(
 ) -> None:
     """The level, the file, the cause; and neither process nor folder is left."""
     # Often enough to be asked for progress before it fails.
-    monkeypatch.setattr(embedded_process, "PROGRESS_EVERY_S", 0.001)
+    monkeypatch.setattr(model_process, "PROGRESS_EVERY_S", 0.001)
     path = tmp_path / "damaged.gguf"
     damage(path, demo_models["small"])
 

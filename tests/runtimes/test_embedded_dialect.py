@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from scaler.errors import LevelUnavailable, RequestRejected
 from scaler.level_settings import EmbeddedLevel
-from scaler.runtimes import embedded
+from scaler.runtimes import llama_cpp
 from scaler.runtimes.embedded import EmbeddedModel
 from scaler.runtimes.embedded_process import EmbeddedProcess
 
@@ -88,7 +88,7 @@ def test_events_are_the_same_however_the_stream_is_cut(cuts: list[int]) -> None:
 )
 def test_a_broken_answer_is_the_models_fault(monkeypatch: pytest.MonkeyPatch, reply: bytes, words: str) -> None:
     """An answer that merely stops must not pass for a whole one."""
-    monkeypatch.setattr(embedded, "GONE_S", 0.05)
+    monkeypatch.setattr(llama_cpp, "GONE_S", 0.05)
     with pytest.raises(LevelUnavailable, match=f"^small: /models/x.gguf: the model {words}"):
         asyncio.run(answer_to(reply))
 

@@ -59,3 +59,25 @@ def test_what_was_said_while_loading_is_no_cause_of_a_later_death() -> None:
     words.feed(b"W ggml: unable to allocate huge pages\n")
     words.forget()
     assert words.cause(-9, None).startswith("it was killed")
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "expected"),
+    [
+        (b"", -4, "this processor lacks instructions (SIGILL) that /opt/llama-server was built with"),
+        (b"0.1 E srv start: couldn't bind HTTP server socket, hostname: /x.sock\n", 1, "it cannot listen on a unix"),
+        (
+            b"error: invalid argument: --foo\n\n",
+            1,
+            "it does not know an argument (invalid argument: --foo); correct it",
+        ),
+        (b"0.1 E x: unknown model architecture: 'new'\n", 1, "llama.cpp does not know this kind of model ("),
+    ],
+)
+def test_a_program_of_the_persons_own_is_what_they_update(said: bytes, status: int, expected: str) -> None:
+    """Its path is told, where scaler's own llama.cpp would be."""
+    words = LastWords("/opt/llama-server")
+    words.feed(said)
+    cause = words.cause(status, None)
+    assert cause.startswith(expected)
+    assert "/opt/llama-server" in cause

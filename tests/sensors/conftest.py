@@ -71,6 +71,7 @@ class FakeNvml:
         self.gpus: list[str] = []
         self.instances: list[str] = []
         self.processes: list[str] = []
+        self.reasons: list[str] = []
         self.errors: list[str] = []
         self.slow: list[str] = []
         self.driver = 1
@@ -91,6 +92,11 @@ class FakeNvml:
         self.processes.append(f"process {gpu} {kind} {pid} {size} {instance}")
         self.save()
 
+    def slowed(self, gpu: int, mask: int) -> None:
+        """Say why a GPU's clocks are slow, in NVML's bits."""
+        self.reasons.append(f"reasons {gpu} {mask}")
+        self.save()
+
     def fail(self, call: str, code: int, gpu: int = -1) -> None:
         """Make a call end with an error code, on one GPU or on all."""
         self.errors.append(f"error {call} {gpu} {code}")
@@ -109,7 +115,8 @@ class FakeNvml:
 
     def save(self) -> None:
         """Write the state down: at once for who looks, and with a time of its own, by which a change is known."""
-        lines = [*self.gpus, *self.instances, *self.processes, *self.errors, *self.slow, f"driver {self.driver}"]
+        machine = [*self.gpus, *self.instances, *self.processes, *self.reasons]
+        lines = [*machine, *self.errors, *self.slow, f"driver {self.driver}"]
         new = write(self.state.with_name(f"{self.state.name}.new"), "\n".join(lines))
         now = next(self._saves)
         os.utime(new, (now, now))

@@ -2,6 +2,7 @@
  *   gpu UUID TOTAL USED LOAD CELSIUS NAME...         one line a GPU, in order
  *   process GPU compute|graphics PID BYTES INSTANCE  INSTANCE is that of MIG, or -1
  *   instance GPU PLACE ID TOTAL USED                 a MIG device; two of the same ID share that instance's memory
+ *   reasons GPU MASK                                 why its clocks are slow
  *   error CALL GPU CODE                              GPU -1 means any
  *   slow CALL GPU MILLISECONDS                       it hangs for so long, or until the line is gone
  *   driver VERSION                                   one that is not VERSION, with which this was compiled, is refused
@@ -27,6 +28,7 @@ struct gpu { char uuid[80]; unsigned long long total, used; unsigned load; int c
 struct instance { int gpu, place; unsigned id; unsigned long long total, used; };
 struct held { int gpu; char kind[16]; unsigned pid; unsigned long long bytes; int instance; };
 struct fault { char call[64]; int gpu, value; };
+struct reasons { int gpu; unsigned long long mask; };
 
 struct memory { unsigned long long total, free, used; };
 struct utilization { unsigned gpu, memory; };
@@ -38,6 +40,7 @@ static struct {
     struct instance instances[MANY];
     struct held held[4 * MANY];
     struct fault errors[MANY], slow[MANY];
+    unsigned long long reasons[MANY];
     int gpu_count, instance_count, held_count, error_count, slow_count, driver;
 } machine;
 static struct stat read_of;
@@ -75,6 +78,7 @@ static void look(void) {
         struct instance instance;
         struct held held;
         struct fault fault;
+        struct reasons reasons;
         if (sscanf(line, "gpu %79s %llu %llu %u %d %95[^\n]", gpu.uuid, &gpu.total, &gpu.used, &gpu.load, &gpu.celsius,
                    gpu.name) == 6)
             machine.gpus[machine.gpu_count++] = gpu;
@@ -84,6 +88,8 @@ static void look(void) {
         else if (sscanf(line, "process %d %15s %u %llu %d", &held.gpu, held.kind, &held.pid, &held.bytes,
                         &held.instance) == 5)
             machine.held[machine.held_count++] = held;
+        else if (sscanf(line, "reasons %d %llu", &reasons.gpu, &reasons.mask) == 2 && reasons.gpu < MANY)
+            machine.reasons[reasons.gpu] = reasons.mask;
         else if (sscanf(line, "error %63s %d %d", fault.call, &fault.gpu, &fault.value) == 3)
             machine.errors[machine.error_count++] = fault;
         else if (sscanf(line, "slow %63s %d %d", fault.call, &fault.gpu, &fault.value) == 3)
@@ -188,6 +194,18 @@ int nvmlDeviceGetUtilizationRates(void *handle, struct utilization *rates) {
     if (code != OK) return code;
     *rates = (struct utilization){machine.gpus[index_of(handle)].load, 0};
     return end(OK);
+}
+static int reasons(const char *call, void *handle, unsigned long long *mask) {
+    int code = begin_of(call, handle);
+    if (code != OK) return code;
+    *mask = machine.reasons[index_of(handle)];
+    return end(OK);
+}
+int nvmlDeviceGetCurrentClocksEventReasons(void *handle, unsigned long long *mask) {
+    return reasons("event_reasons", handle, mask);
+}
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *handle, unsigned long long *mask) {
+    return reasons("throttle_reasons", handle, mask);
 }
 int nvmlDeviceGetTemperatureV(void *handle, struct temperature *temperature) {
     int code = begin_of("temperature_v", handle);

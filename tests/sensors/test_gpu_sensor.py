@@ -54,9 +54,24 @@ def test_two_gpus_are_read_each_with_our_part(nvml: FakeNvml) -> None:
     nvml.process(0, "compute", 999, 2 * GIB)
     nvml.process(1, "graphics", 4243, GIB // 2)
     assert GpuSensor(Tree(4242, 4243)).read() == (
-        Gpu(0, "NVIDIA A", 24 * GIB, 10 * GIB, 14 * GIB, 7 * GIB, 0.37, 61.0),
-        Gpu(1, "NVIDIA B", 8 * GIB, GIB, 7 * GIB, GIB // 2, 0.05, 45.0),
+        Gpu(0, "NVIDIA A", 24 * GIB, 10 * GIB, 14 * GIB, 7 * GIB, 0.37, 61.0, False),
+        Gpu(1, "NVIDIA B", 8 * GIB, GIB, 7 * GIB, GIB // 2, 0.05, 45.0, False),
     )
+
+
+@pytest.mark.parametrize(
+    ("mask", "throttled"), [(0, False), (0x1 | 0x4, False), (0x80, False), (0x20, True), (0x40 | 0x8, True)]
+)
+@pytest.mark.parametrize("older", [False, True])
+def test_a_gpu_is_throttled_when_heat_slows_it_down(nvml: FakeNvml, mask: int, throttled: bool, older: bool) -> None:
+    """Not when it idles, and not for its power; an older driver knows the call by its older name."""
+    nvml.gpu("NVIDIA A", 24 * GIB, 10 * GIB)
+    nvml.slowed(0, mask)
+    if older:
+        nvml.fail("event_reasons", FUNCTION_NOT_FOUND)
+    gpus = GpuSensor(Tree()).read()
+    assert gpus is not None
+    assert gpus[0].throttled is throttled
 
 
 def test_a_process_that_computes_and_draws_counts_once(nvml: FakeNvml) -> None:
@@ -109,7 +124,7 @@ def test_our_part_is_unknown_when_the_driver_does_not_tell_a_process_its_size(nv
 def test_what_a_gpu_does_not_support_is_missing(nvml: FakeNvml, code: int) -> None:
     """A GPU in MIG mode has no load of its own; old cards have no sensor."""
     nvml.gpu("NVIDIA A", 24 * GIB, 10 * GIB, load=37)
-    for call in ("utilization", "temperature", "temperature_v"):
+    for call in ("utilization", "temperature", "temperature_v", "event_reasons", "throttle_reasons"):
         nvml.fail(call, code)
     assert GpuSensor(Tree()).read() == (Gpu(0, "NVIDIA A", 24 * GIB, 10 * GIB, 14 * GIB, 0, None, None),)
 
@@ -332,14 +347,14 @@ def test_a_gpu_in_mig_mode_is_one_with_all_its_instances(nvml: FakeNvml) -> None
     """It has no load as a whole: that is missing, and not 0."""
     in_mig_mode(nvml, parent=True)
     sensor = GpuSensor(Tree(4242))
-    assert sensor.read() == (Gpu(0, "NVIDIA A", 80 * GIB, 21 * GIB, 59 * GIB, 7 * GIB, None, 61.0),)
+    assert sensor.read() == (Gpu(0, "NVIDIA A", 80 * GIB, 21 * GIB, 59 * GIB, 7 * GIB, None, 61.0, False),)
 
 
 def test_where_only_its_instances_may_be_looked_at_they_are_it(nvml: FakeNvml) -> None:
     """As in a container that was given some of them; a place without an instance is passed over."""
     in_mig_mode(nvml, parent=False)
     sensor = GpuSensor(Tree(4242))
-    assert sensor.read() == (Gpu(0, "NVIDIA A", 60 * GIB, 20 * GIB, 40 * GIB, 7 * GIB, None, 61.0),)
+    assert sensor.read() == (Gpu(0, "NVIDIA A", 60 * GIB, 20 * GIB, 40 * GIB, 7 * GIB, None, 61.0, False),)
     assert held_by_processes() == {"gpu0": {4242: 7 * GIB, 999: 4 * GIB, 998: 8 * GIB}}
 
 
@@ -348,7 +363,7 @@ def test_compute_instances_share_the_memory_of_theirs(nvml: FakeNvml) -> None:
     in_mig_mode(nvml, parent=False)
     nvml.instance(0, 1, 3, 40 * GIB, 12 * GIB)
     sensor = GpuSensor(Tree(4242))
-    assert sensor.read() == (Gpu(0, "NVIDIA A", 60 * GIB, 20 * GIB, 40 * GIB, 7 * GIB, None, 61.0),)
+    assert sensor.read() == (Gpu(0, "NVIDIA A", 60 * GIB, 20 * GIB, 40 * GIB, 7 * GIB, None, 61.0, False),)
 
 
 def test_a_process_in_two_instances_holds_in_both(nvml: FakeNvml) -> None:

@@ -1,0 +1,99 @@
+"""A level that a llama.cpp server answers, whoever runs the server: its dialect, and the end of one that is our child.
+
+Knows neither how the server was started nor what it has loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Generic
+
+from scaler.runtimes.embedded_server import SPARE_THREADS
+from scaler.runtimes.model_process import P
+from scaler.runtimes.model_server import CONTINUE, EventReader, ModelServer, goes_on
+
+GONE_S = 1.0
+"""How long after a broken connection the end of its process is waited for, in order to tell the cause."""
+CALLS = SPARE_THREADS - 1
+"""How many questions beside answers are asked at a time; one thread is left for /health.
+
+A request holds one of the server's threads from its arrival on, even while it waits for a slot. Twelve streams took
+them all, and /health and /tokenize were not answered until one ended. So requests wait here.
+"""
+
+
+class LlamaCppModel:
+    """Asks a llama.cpp server."""
+
+    def __init__(
+        self, name: str, server: ModelServer, *, query: str = "", besides: Mapping[str, str] | None = None
+    ) -> None:
+        """``name`` is the level's. ``query`` ends every path, and ``besides`` goes into every body."""
+        self._name, self._server = name, server
+        self._query, self._besides = query, besides or {}
+
+    @property
+    def name(self) -> str:
+        """The level's name."""
+        return self._name
+
+    def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Stream the answer's chunks; raises LevelUnavailable, RequestRejected."""
+        return self._stream("/v1/chat/completions", request)
+
+    def complete(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Stream what follows the prompt; raises LevelUnavailable, RequestRejected."""
+        return self._stream("/v1/completions", request)
+
+    def _stream(self, path: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        asked = {**request, **self._besides, "stream": True, "stream_options": {"include_usage": True}}
+        if goes_on(request):
+            asked |= CONTINUE
+        return self._server.stream(f"{path}{self._query}", asked, EventReader())
+
+    async def count_tokens(self, request: Mapping[str, Any]) -> int:
+        """Tokens of the prompt as the model's own template and vocabulary have it."""
+        prompt = (await self._post("/apply-template", request))["prompt"]
+        return len((await self._tokenize(prompt))["tokens"])
+
+    async def _tokenize(self, text: str) -> Any:
+        return await self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        return await self._server.post(f"{path}{self._query}", {**body, **self._besides})
+
+
+class ChildModel(LlamaCppModel, Generic[P]):
+    """A level that a child process serves."""
+
+    def __init__(
+        self, name: str, model: Path, parallel: int, child: P, address: str, end: Callable[[P], Awaitable[None]]
+    ) -> None:
+        self._where, self._child, self._end = f"{name}: {model}", child, end
+        server = ModelServer(self._where, address, answers=parallel, calls=CALLS, why_gone=self._why_gone)
+        super().__init__(name, server)
+
+    async def health(self) -> bool:
+        """Whether the server says that it can take a request."""
+        return await self._server.well("/health")
+
+    async def died(self) -> str:
+        """Wait until the child ends unasked; return why, in its own last words."""
+        return f"{self._where}: {await self._child.died()}"
+
+    async def unload(self) -> None:
+        """End the child; its memory is back when this returns."""
+        try:
+            await self._server.close()
+        finally:
+            await self._end(self._child)
+
+    async def _why_gone(self) -> str | None:
+        """A broken connection: its process ends a moment later, and that tells the cause."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GONE_S):
+                return await self._child.died()
+        return None

@@ -1,0 +1,165 @@
+"""Tells the server in which other people's levels live what to do, and reads what it says, in JSON over HTTP.
+
+Owns the words for everything that such a server may do wrong. What is asked of it is each runtime's to know; answers to
+requests are not asked for here but by `model_server`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from scaler.errors import LevelUnavailable, MissingExtra
+from scaler.level_settings import ServedLevel
+
+T = TypeVar("T")
+
+ASK_S = 10.0
+"""Within this a server says what it has and what is loaded; a load has its own time."""
+ANSWER_LIMIT_BYTES = 16 * 1024**2
+"""The longest answer that is read: a list of some thousand models."""
+SHOWN = 200
+"""The characters of a server's own words that a message shows."""
+
+NOTHING: TypeAdapter[None] = TypeAdapter(None)
+"""For answers that say no more than that it was done."""
+
+
+class Unreachable(LevelUnavailable):
+    """Nothing listens there."""
+
+
+class Refused(LevelUnavailable):
+    """The server understood, and will not; ``status`` is that of HTTP."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Asks the server of one level. Every failure is a LevelUnavailable that names level, model and address."""
+
+    settings: ServedLevel
+    what: str
+    """What kind of server it is, for people."""
+    start: str
+    """How a person starts it, as the end of a sentence."""
+
+    @property
+    def where(self) -> str:
+        """How messages begin."""
+        return f"{self.settings.name}: {self.settings.model} of {self.what} at {self.settings.address}"
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        schema: TypeAdapter[T],
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float = ASK_S,
+    ) -> T:
+        """What the server answers, as ``schema`` has it. Raises LevelUnavailable; `Refused` for an error that it tells.
+
+        ``path`` may hold a query. With `NOTHING` the answer's body is not looked at.
+        """
+        content = await self._content(method, path, body, timeout_s)
+        if schema is NOTHING:
+            return schema.validate_python(None)
+        try:
+            return schema.validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise self._foreign(path, f"{place}: {first['msg']}" if place else first["msg"]) from error
+
+    async def text(self, path: str, *, timeout_s: float = ASK_S) -> str:
+        """What the server answers to a GET, as it is. Raises LevelUnavailable, `Refused`."""
+        return (await self._content("GET", path, None, timeout_s)).decode(errors="replace")
+
+    async def _content(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> bytes:
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(timeout_s)
+        try:
+            # Neither a proxy nor a .netrc that the environment names.
+            async with (
+                aiohttp.ClientSession(timeout=timeout, headers=authorization(self.settings)) as session,
+                session.request(method, f"{self.settings.address}{path}", json=body) as response,
+            ):
+                content = b""
+                async for block in response.content.iter_any():
+                    content += block
+                    if len(content) > ANSWER_LIMIT_BYTES:
+                        raise self._foreign(path, f"more than {ANSWER_LIMIT_BYTES // 1024**2} MiB")
+                if response.status >= 400:
+                    raise self._refused(path, response.status, content)
+        except TimeoutError as error:
+            raise LevelUnavailable(
+                f"{self.where}: {path} was not answered within {timeout_s:g} s; look at the server's log"
+                + (", or raise load_timeout_s" if timeout_s != ASK_S else "")
+            ) from error
+        except (aiohttp.ClientConnectorError, ConnectionError) as error:
+            raise Unreachable(f"{self.where}: nothing answers there ({error}); {self.start}") from error
+        except aiohttp.ClientError as error:
+            raise self._foreign(path, str(error) or type(error).__name__) from error
+        return content
+
+    def _refused(self, path: str, status: int, content: bytes) -> Refused:
+        if status in (401, 403):
+            todo = "set key_env to the environment variable that holds its API key"
+            if self.settings.key_env is not None:
+                todo = f"the key in {self.settings.key_env} is not the right one"
+            return Refused(f"{self.where}: {path} was answered {status}: {todo}", status)
+        return Refused(f"{self.where}: {path} was answered {status}: {told(content)}", status)
+
+    def _foreign(self, path: str, detail: str) -> LevelUnavailable:
+        return LevelUnavailable(
+            f"{self.where}: what answers there does not speak the API of {self.what} ({path}: {detail}); correct the "
+            "level's url, or bring the server up to date"
+        )
+
+
+def told(content: bytes) -> str:
+    """What a server says is wrong, in whichever of the usual forms: an error's message, or the text itself."""
+    try:
+        body = TypeAdapter(dict[str, Any]).validate_json(content)
+    except ValidationError:
+        return " ".join(content[:SHOWN].decode(errors="replace").split()) or "nothing more"
+    error = body.get("error", body)
+    message = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
+    return str(message)[:SHOWN]
+
+
+def authorization(settings: ServedLevel) -> dict[str, str]:
+    """The header with the server's API key, if there is one. Raises LevelUnavailable when the variable is not set."""
+    if settings.key_env is None:
+        return {}
+    if not (key := os.environ.get(settings.key_env, "").strip()):
+        raise LevelUnavailable(
+            f"{settings.name}: the environment variable {settings.key_env} is not set; set it to the API key of "
+            f"{settings.address}, or leave key_env out"
+        )
+    return {"Authorization": f"Bearer {key}"}
+
+
+def require_client() -> None:
+    """Raises MissingExtra when the HTTP client is not installed."""
+    for module in ("aiohttp", "orjson"):
+        if find_spec(module) is None:
+            raise MissingExtra(f"{module} is not installed; install it with: pip install 'capability-scaler[server]'")
+
+
+def at_once(asking: Coroutine[Any, Any, T]) -> T:
+    """What ``asking`` returns, for callers without an event loop, and on one that they may not leave."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, asking).result()

@@ -1,0 +1,128 @@
+"""A server with OpenAI's API and nothing more, as a thread of the test, strict about what it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+
+TAKEN = {
+    *("model", "messages", "prompt", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature"),
+    *("continue_final_message", "add_generation_prompt"),
+    *("top_p", "n", "stop", "tools", "tool_choice", "response_format", "seed", "user"),
+}
+"""What a request may have; anything else is refused, as OpenAI's own server does."""
+
+
+class OpenAIServer:
+    """Knows the models in ``models``, by what they say; "Count." has each count to 999."""
+
+    def __init__(self, **models: str) -> None:
+        self.models = models
+        self.key: str | None = None
+        """Asked for with every request."""
+        self.lists = True
+        """Whether it has a list of its models."""
+        self.token_s = 0.0
+        self.raw: bytes | None = None
+        """What it answers to everything instead."""
+        self.requests: list[dict[str, Any]] = []
+        self._open: list[web.Request] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="OpenAI's API")
+        self._runner: web.AppRunner | None = None
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._do(self._start())
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def stop(self) -> None:
+        """Listen no more, and break off what is being answered."""
+        if self._runner is not None:
+            self._do(self._end(self._runner))
+            self._runner = None
+
+    def _do(self, what: Any) -> None:
+        asyncio.run_coroutine_threadsafe(what, self._loop).result(10)
+
+    async def _start(self) -> None:
+        app = web.Application(middlewares=[self._guarded])
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/chat/completions", self._answer)
+        app.router.add_post("/v1/completions", self._answer)
+        self._runner = web.AppRunner(app, shutdown_timeout=0, handler_cancellation=True)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def _end(self, runner: web.AppRunner) -> None:
+        for request in tuple(self._open):
+            if request.transport is not None:
+                request.transport.abort()
+        await runner.cleanup()
+
+    @web.middleware
+    async def _guarded(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if self.raw is not None:
+            return web.Response(body=self.raw, content_type="text/html")
+        if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return _error(401, "Incorrect API key provided")
+        self._open.append(request)
+        try:
+            answer: web.StreamResponse = await handler(request)
+            return answer
+        finally:
+            self._open.remove(request)
+
+    async def _models(self, _: web.Request) -> web.Response:
+        if not self.lists:
+            return _error(404, "no such path")
+        return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        asked = await request.json()
+        self.requests.append(asked)
+        if foreign := sorted(set(asked) - TAKEN):
+            return _error(400, f"Unrecognized request argument supplied: {', '.join(foreign)}")
+        if asked["model"] not in self.models:
+            return _error(404, f"The model `{asked['model']}` does not exist")
+        messages = asked.get("messages", [{"role": "user", "content": asked.get("prompt")}])
+        counts = any(message["content"] == "Count." for message in messages)
+        text = "".join(f" {number}" for number in range(1, 1000)) if counts else self.models[asked["model"]]
+        goes_on = asked.get("continue_final_message") and asked.get("add_generation_prompt") is False
+        if messages[-1]["role"] == "assistant" and goes_on:
+            text = text.removeprefix(messages[-1]["content"])
+        words = [f" {word}" for word in text.split()][: asked.get("max_tokens")]
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        ended = {"completion_tokens": len(words), "prompt_tokens": 1, "total_tokens": len(words) + 1}
+        for place, word in enumerate([*words, None]):
+            said = {"content": word} if word is not None else {}
+            choice: dict[str, Any] = {"index": 0, "finish_reason": None if word is not None else "stop"}
+            choice |= {"delta": said} if "messages" in asked else {"text": word or ""}
+            chunk = {"id": "1", "object": "chunk", "created": 1, "model": asked["model"], "choices": [choice]}
+            await _send(response, chunk | ({"usage": ended} if place == len(words) else {}))
+            await asyncio.sleep(self.token_s)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+async def _send(response: web.StreamResponse, chunk: dict[str, Any]) -> None:
+    await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+
+
+def _error(status: int, message: str) -> web.Response:
+    return web.json_response({"error": {"message": message, "type": "invalid_request_error"}}, status=status)

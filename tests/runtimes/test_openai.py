@@ -1,0 +1,178 @@
+"""Levels of a server with OpenAI's API, to which requests are sent only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import HttpUrl
+
+from scaler.errors import LevelUnavailable, RequestRejected
+from scaler.level_settings import OpenAILevel
+from scaler.runtimes.openai import OpenAIModel, OpenAIRuntime
+from tests.runtimes.openai_server import OpenAIServer
+
+ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "Who are you?"}]}
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAIServer]:
+    with OpenAIServer(big=" The big one speaks", other=" The other one speaks") as running:
+        yield running
+
+
+def level(server: OpenAIServer, **changes: Any) -> OpenAILevel:
+    settings: dict[str, Any] = {"name": "far", "runtime": "openai", "model": "big", "url": HttpUrl(server.url)}
+    return OpenAILevel(**{**settings, **changes})
+
+
+async def load(settings: OpenAILevel) -> OpenAIModel:
+    return await OpenAIRuntime().load(settings, lambda _: None)
+
+
+def said(chunks: list[dict[str, Any]]) -> str:
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+
+
+@pytest.mark.parametrize("path", ["", "/v1", "/v1/"])
+def test_a_level_answers_with_the_model_it_names(server: OpenAIServer, path: str) -> None:
+    """However the address is written; of this machine it takes nothing."""
+
+    async def body() -> None:
+        settings = level(server, url=HttpUrl(server.url + path))
+        model = await load(settings)
+        assert said([chunk async for chunk in model.chat(ASKED)]) == " The big one speaks"
+        completed = [chunk async for chunk in model.complete({"prompt": "x", "max_tokens": 2})]
+        assert "".join(choice["text"] for chunk in completed for choice in chunk["choices"]) == " The big"
+        assert await model.count_tokens(ASKED) >= 3
+        assert await model.health()
+        assert OpenAIRuntime().footprint(settings) == {}
+        await model.unload()
+        await model.unload()
+        with pytest.raises(LevelUnavailable, match="it was unloaded"):
+            [chunk async for chunk in model.chat(ASKED)]
+
+    asyncio.run(body())
+
+
+def test_a_server_without_a_list_of_models_is_taken_at_its_word(server: OpenAIServer) -> None:
+    """Whether the model is there shows with the first answer, and it is not the request that is blamed."""
+    server.lists = False
+
+    async def body() -> None:
+        model = await load(level(server))
+        assert said([chunk async for chunk in model.chat(ASKED)]) == " The big one speaks"
+        await model.unload()
+        model = await load(level(server, model="gone"))
+        with pytest.raises(LevelUnavailable, match=r"far: gone of .*: the model refused to answer: .*does not exist"):
+            [chunk async for chunk in model.chat(ASKED)]
+        await model.unload()
+
+    asyncio.run(body())
+
+
+def test_what_scaler_adds_where_memory_is_short_is_not_sent(server: OpenAIServer) -> None:
+    """A server that does not know it would refuse the request; what the person adds goes on as it is."""
+
+    async def body() -> None:
+        model = await load(level(server))
+        [chunk async for chunk in model.chat({**ASKED, "chat_template_kwargs": {"enable_thinking": False}})]
+        with pytest.raises(RequestRejected, match="chat_template_kwargs"):
+            [chunk async for chunk in model.chat({**ASKED, "chat_template_kwargs": {"enable_thinking": True}})]
+        await model.unload()
+
+    asyncio.run(body())
+
+
+def test_an_answer_is_handed_over_only_to_a_server_that_is_said_to_go_on_with_it(server: OpenAIServer) -> None:
+    """Another one would begin anew, and the text would be there twice."""
+    begun = {"messages": [*ASKED["messages"], {"role": "assistant", "content": " The big"}]}
+
+    async def body() -> None:
+        model = await load(level(server))
+        with pytest.raises(RequestRejected, match="set the level's continues to true if it knows"):
+            [chunk async for chunk in model.chat(begun)]
+        await model.unload()
+        model = await load(level(server, continues=True))
+        assert said([chunk async for chunk in model.chat(begun)]) == " one speaks"
+        await model.unload()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("changes", "raw", "message"),
+    [
+        ({"model": "none"}, None, "far: none of a server .*: the server has no such model; it has big, other"),
+        ({}, b"<html>no</html>", "does not speak the API of a server with OpenAI's API .*correct the level's url"),
+        ({}, b'{"data": [{"id": "bi', "does not speak the API"),
+        ({}, b'{"models": []}', r"does not speak the API .*\(/v1/models: data: Field required\)"),
+        ({"key_env": "SCALER_TEST_NO_KEY"}, None, "far: the environment variable SCALER_TEST_NO_KEY is not set"),
+    ],
+)
+def test_what_goes_wrong_is_one_message(
+    server: OpenAIServer, changes: dict[str, Any], raw: bytes | None, message: str
+) -> None:
+    """It names the level, the server and its address, and says what to do."""
+    server.raw = raw
+    with pytest.raises(LevelUnavailable, match=message):
+        asyncio.run(load(level(server, **changes)))
+
+
+def test_a_key_is_read_from_the_environment_and_shows_in_no_message(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A configuration file is no place for secrets."""
+    server.key = "sesame"
+    monkeypatch.setenv("SCALER_TEST_KEY", "sesame")
+
+    async def body() -> None:
+        model = await load(level(server, key_env="SCALER_TEST_KEY"))
+        assert said([chunk async for chunk in model.chat(ASKED)]) == " The big one speaks"
+        await model.unload()
+        with pytest.raises(LevelUnavailable, match="answered 401: set key_env"):
+            await load(level(server))
+        monkeypatch.setenv("SCALER_TEST_KEY", "open-up")
+        with pytest.raises(LevelUnavailable, match="the key in SCALER_TEST_KEY is not the right one") as raised:
+            await load(level(server, key_env="SCALER_TEST_KEY"))
+        assert "open-up" not in str(raised.value)
+
+    asyncio.run(body())
+
+
+def test_a_server_that_is_gone_is_noticed(server: OpenAIServer) -> None:
+    """By those who wait for it, and before that by the answer that it broke off."""
+    server.token_s = 0.01
+
+    async def body() -> None:
+        model = await load(level(server))
+        chunks = model.chat({"messages": [{"role": "user", "content": "Count."}]})
+        assert (await anext(chunks))["choices"]
+        await asyncio.to_thread(server.stop)
+        with pytest.raises(
+            LevelUnavailable, match=r"the model ended in the middle of the answer.*nothing answers there"
+        ):
+            [chunk async for chunk in chunks]
+        async with asyncio.timeout(30):
+            assert "nothing answers there" in await model.died()
+        assert not await model.health()
+        await model.unload()
+        with pytest.raises(LevelUnavailable, match="start it, or correct the level's url"):
+            await load(level(server))
+
+    asyncio.run(body())
+
+
+def test_a_server_that_lost_the_model_is_noticed(server: OpenAIServer) -> None:
+    """As when its owner started it anew with another one."""
+
+    async def body() -> None:
+        model = await load(level(server))
+        del server.models["big"]
+        async with asyncio.timeout(30):
+            assert "does not have the model any more" in await model.died()
+        await model.unload()
+
+    asyncio.run(body())
