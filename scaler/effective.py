@@ -18,6 +18,8 @@ class Effective:
     level: str
     takes: Mapping[str, int]
     """What it takes, in bytes of each resource, as declared or learned; empty if it takes nothing here."""
+    scale_at: float
+    """The configured limit of the resource that is tightest there."""
     limit: float
     """Usage above this makes the level give way: scale-at less the caution that incidents taught."""
     dwell_s: float
@@ -52,10 +54,11 @@ def _of(evidence: Evidence, position: int) -> Effective:
     return Effective(
         evidence.ladder[position].name,
         {name: size for name, size in zip(evidence.resources, evidence.footprints.of(position), strict=True) if size},
-        evidence.limits[position],
+        evidence.thresholds(evidence.tightest(position))[0],
+        evidence.own(position, evidence.limits[position]) or 0.0,
         evidence.dwell_s(position),
         evidence.policy.band if expected is None else expected.peak.band,
-        None if expected is None else expected.at_most,
+        None if expected is None else evidence.own(position, expected.at_most),
         None if expected is None else expected.peak.window_s,
         evidence.trends[evidence.tightest(position)].steady_rise_per_s,
         evidence.needles[position].trusted(evidence.now_s),

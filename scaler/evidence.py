@@ -11,11 +11,12 @@ from typing import NamedTuple
 from scaler.caution import Caution
 from scaler.ceilings import ceilings
 from scaler.footprints import Footprints
-from scaler.levels import Ladder
+from scaler.levels import RAM, Ladder
 from scaler.needles import Needles
 from scaler.peaks import BUCKET_S, Peak, Peaks
 from scaler.policy import Policy
 from scaler.readings import Reading, Usage
+from scaler.scales import Scale
 from scaler.trends import Trend
 
 NEVER = float("-inf")
@@ -38,6 +39,8 @@ class Evidence:
         self.policy = policy
         self.footprints = Footprints(ladder, policy.footprint_half_life_s)
         self.resources = self.footprints.resources
+        self.scales = [_scale(resource, policy) for resource in self.resources]
+        """How a resource's usage reads, by its index; None for as it is."""
         self.load_s = [level.load_s for level in ladder]
         self.standby = [level.standby for level in ladder]
         self.now_s = NEVER
@@ -45,7 +48,9 @@ class Evidence:
         self.usage: list[Usage | None] = [None] * len(self.resources)
         count = len(ladder)
         self.projected: list[float | None] = [None] * count
-        """Usage at each level as a ratio of the total, of the resource that is tightest there; None if unknown."""
+        """Usage at each level as a ratio of the total, of the resource that is tightest there; None if unknown.
+
+        This and every other ratio of usage reads in the terms of RAM's thresholds; `own` tells the resource's own."""
         self.at_least: list[float | None] = [None] * count
         """The same of the resources that could be read; what could not be can make it more, never less."""
         self.over_since: list[float | None] = [None] * count
@@ -98,7 +103,7 @@ class Evidence:
                     self.footprints.learn(self.state, index, part.own_bytes, now)
                 other = part.other_bytes / part.total_bytes
                 self.trends[index].add(now, other)
-                if part.own_bytes + part.other_bytes >= self.policy.exhausted_at * part.total_bytes:
+                if self.reads(index, part.own_bytes + part.other_bytes) >= self.policy.exhausted_at:
                     # A full machine hides how much more others want; what shows once we gave way is no rise.
                     self.trends[index].forget_rise()
                 self.peaks[index].add(now, other)
@@ -124,7 +129,7 @@ class Evidence:
         self._missed = missed
 
     def _project(self, now: float, usage: list[Usage | None]) -> None:
-        band = self.policy.band
+        band, scales = self.policy.band, self.scales
         over, recovers = self.over_since, self.recovers_since
         for position, limit in enumerate(self.limits):
             at_least, complete = 0.0, True
@@ -134,7 +139,11 @@ class Evidence:
                 part = usage[index]
                 if part is None:
                     complete = False
-                elif (share := (part.other_bytes + need) / part.total_bytes) > at_least:
+                    continue
+                share = (part.other_bytes + need) / part.total_bytes
+                if (scale := scales[index]) is not None:
+                    share = scale.read(share)
+                if share > at_least:
                     at_least = share
             self.at_least[position] = at_least
             self.projected[position] = at_least if complete else None
@@ -229,7 +238,8 @@ class Evidence:
         for index, need in enumerate(self.footprints.of(position)):
             part, rise = self.usage[index], self.trends[index].steady_rise_per_s
             if rise and part is not None and need:
-                highest = max(highest, (part.other_bytes + need) / part.total_bytes + rise * horizon_s)
+                risen = part.other_bytes + rise * horizon_s * part.total_bytes
+                highest = max(highest, self.reads(index, risen + need))
         return highest
 
     def expected(self, position: int) -> Expected | None:
@@ -241,7 +251,7 @@ class Evidence:
             part, peak = self.usage[index], self.peaks[index].expected(self.now_s)
             if part is None or peak is None:
                 return None
-            here = peak.at_most + need / part.total_bytes
+            here = self.reads(index, peak.at_most * part.total_bytes + need)
             if highest is None or here > highest.at_most:
                 highest = Expected(here, peak)
         return highest
@@ -253,7 +263,9 @@ class Evidence:
             part = self.usage[index]
             if not need or part is None:
                 continue
-            clears_s = self.peaks[index].clears_in_s(self.now_s, at_most, need / part.total_bytes)
+            scale = self.scales[index]
+            most = at_most if scale is None else scale.own(at_most)
+            clears_s = self.peaks[index].clears_in_s(self.now_s, most, need / part.total_bytes)
             if clears_s is None:
                 return None
             wait_s = max(wait_s, clears_s)
@@ -263,10 +275,30 @@ class Evidence:
         """Which resource, by its index in ``resources``, is tightest at a level."""
         needs = self.footprints.of(position)
         shares = [
-            (part.other_bytes + needs[index]) / part.total_bytes if part is not None and needs[index] else 0.0
+            self.reads(index, part.other_bytes + needs[index]) if part is not None and needs[index] else 0.0
             for index, part in enumerate(self.usage)
         ]
         return max(range(len(shares)), key=shares.__getitem__)
+
+    def reads(self, index: int, used_bytes: float) -> float:
+        """What so many bytes of a resource in use read as; the resource must have been read."""
+        part, scale = self.usage[index], self.scales[index]
+        assert part is not None  # as is said above
+        usage = used_bytes / part.total_bytes
+        return usage if scale is None else scale.read(usage)
+
+    def own(self, position: int, read: float | None) -> float | None:
+        """The usage of the resource that is tightest at a level, of its own total, that reads as this."""
+        scale = self.scales[self.tightest(position)] if position >= 0 else None
+        return read if scale is None or read is None else scale.own(read)
+
+    def thresholds(self, index: int) -> tuple[float, float]:
+        """Scale-at and critical-at of a resource, of its own total."""
+        return (self.policy.scale_at, self.policy.critical_at) if index == 0 else self.policy.vram_thresholds
+
+    def told(self) -> dict[str, float | None]:
+        """Projected usage at each level, by its name: of its tightest resource's own total."""
+        return {level.name: self.own(place, self.projected[place]) for place, level in enumerate(self.ladder)}
 
     def answered(self, position: int, at_s: float, *, failed: bool, speed: float | None) -> None:
         """Take in how an answer went; ``speed`` is relative to what the level usually makes, None if unknown.
@@ -286,6 +318,11 @@ class Evidence:
         pause = min(self.policy.backoff_s * 2.0 ** min(self.failures[position], 60), self.policy.backoff_max_s)
         self.failures[position] += 1
         self.backoff_until_s[position] = now_s + pause
+
+
+def _scale(resource: str, policy: Policy) -> Scale | None:
+    own, read_as = policy.vram_thresholds, (policy.scale_at, policy.critical_at)
+    return None if resource == RAM or own == read_as else Scale(own, read_as)
 
 
 def _others(part: Usage) -> Usage:

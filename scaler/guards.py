@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
     asked: float | None = None
 
 
-HELD = "usage at {level} would be {measured} of {total}, at most {limit} for {extra:.0f} s; {asked:.0f} s are asked"
+HELD = "usage at {level} would be {usage} of {total}, at most {threshold} for {extra:.0f} s; {asked:.0f} s are asked"
 ALLOWED = Verdict(True, None, None, "{level} is allowed")
 NOTHING_LOWERS = Verdict(False, None, None, "neither battery power nor heat forbids {level}")
 
@@ -55,20 +55,20 @@ def over_limit(evidence: Evidence, position: int) -> Verdict:
     usage, limit = evidence.usage_at(position), evidence.limits[position]
     since = evidence.over_since[position]
     if usage is None or since is None:
-        return Verdict(False, usage, limit, "usage at {level} is {measured} of {total}; the limit is {limit}")
+        return Verdict(False, usage, limit, "usage at {level} is {usage} of {total}; the limit is {threshold}")
     if evidence.pinned == position:
         return Verdict(
             usage >= policy.critical_at,
             usage,
             policy.critical_at,
-            "usage at {level} is {measured} of {total}; it is pinned and gives way at {limit}",
+            "usage at {level} is {usage} of {total}; it is pinned and gives way at {threshold}",
         )
     held = evidence.now_s - since
     return Verdict(
         held >= debounce_s(evidence, position, usage),
         usage,
         limit,
-        "usage at {level} is {measured} of {total}; the limit is {limit}, passed for {extra:.0f} s",
+        "usage at {level} is {usage} of {total}; the limit is {threshold}, passed for {extra:.0f} s",
         held,
     )
 
@@ -90,12 +90,12 @@ def forecast_over(evidence: Evidence, position: int) -> Verdict:
         return Verdict(False, None, policy.critical_at, "{level} is pinned and gives way at {limit}, not before")
     usage, ahead = evidence.usage_at(position), evidence.ahead(position, horizon)
     if usage is None or ahead is None or ahead <= usage:
-        return Verdict(False, usage, limit, "usage at {level} does not rise steadily; at {limit} nothing is left")
+        return Verdict(False, usage, limit, "usage at {level} does not rise steadily; at {threshold} nothing is left")
     return Verdict(
         ahead >= limit,
         ahead,
         limit,
-        "usage at {level} will be {measured} of {total} in {extra:.0f} s if this goes on; at {limit} nothing is left",
+        "usage at {level} will be {usage} of {total} in {extra:.0f} s if this goes on; at {threshold} nothing is left",
         horizon,
     )
 
@@ -108,7 +108,7 @@ def critical(evidence: Evidence, position: int) -> Verdict:
         usage is not None and usage >= limit,
         usage,
         limit,
-        "usage at {level} is {measured} of {total}; {limit} is critical",
+        "usage at {level} is {usage} of {total}; {threshold} is critical",
     )
 
 
@@ -121,7 +121,7 @@ def exhausted(evidence: Evidence, position: int) -> Verdict:
         since is not None and held >= policy.exhausted_s,
         usage,
         policy.exhausted_at,
-        "usage at {level} is {measured} of {total} for {extra:.0f} s; at {limit} nothing is left",
+        "usage at {level} is {usage} of {total} for {extra:.0f} s; at {threshold} nothing is left",
         held,
     )
 
@@ -141,10 +141,10 @@ def _room(evidence: Evidence, position: int, limit: float, *, at_limit: bool) ->
     usage, ahead = evidence.usage_at(position), evidence.ahead(position, horizon)
     now = usage is not None and (usage <= limit if at_limit else usage < limit)
     if now and ahead is not None and ahead >= critical_at:
-        words = "usage at {level} would be {measured} of {total} in {extra:.0f} s if this goes on; {limit} is critical"
+        words = "usage at {level} would be {usage} of {total} in {extra:.0f} s if this goes on; {threshold} is critical"
         return Verdict(False, ahead, critical_at, words, horizon)
-    what = "the limit is {limit}" if at_limit else "{limit} is critical"
-    return Verdict(now, usage, limit, f"usage at {{level}} would be {{measured}} of {{total}}; {what}")
+    what = "the limit is {threshold}" if at_limit else "{threshold} is critical"
+    return Verdict(now, usage, limit, f"usage at {{level}} would be {{usage}} of {{total}}; {what}")
 
 
 def room_beside(evidence: Evidence, ram_bytes: int) -> Verdict:
@@ -185,7 +185,7 @@ def fits_below_band(evidence: Evidence, position: int) -> Verdict:
     limit = evidence.limits[position] - evidence.policy.band
     if since is None or usage is None or usage > limit:
         return Verdict(
-            False, usage, limit, "usage at {level} would be {measured} of {total}; to climb it must be at most {limit}"
+            False, usage, limit, "usage at {level} would be {usage} of {total}; to climb it must be at most {threshold}"
         )
     held, asked = evidence.now_s - since, evidence.dwell_s(position)
     return Verdict(held >= asked, usage, limit, HELD, held, asked)
@@ -202,7 +202,9 @@ def shortfall(evidence: Evidence, position: int) -> dict[str, int] | None:
             continue
         if part is None:
             return None
-        if (over := part.other_bytes + need - math.floor(limit * part.total_bytes)) > 0:
+        scale = evidence.scales[evidence.resources.index(resource)]
+        at_most = limit if scale is None else scale.own(limit)
+        if (over := part.other_bytes + need - math.floor(at_most * part.total_bytes)) > 0:
             lacking[resource] = over
     return lacking
 
@@ -214,7 +216,7 @@ def forecast_fits(evidence: Evidence, position: int) -> Verdict:
     if ahead is not None and ahead > limit:
         rising = ahead > (evidence.usage_at(position) or 0.0)
         when = " in {extra:.0f} s if this goes on" if rising else ""
-        words = f"usage at {{level}} would be {{measured}} of {{total}}{when}; the limit is {{limit}}"
+        words = f"usage at {{level}} would be {{usage}} of {{total}}{when}; the limit is {{threshold}}"
         return Verdict(False, ahead, limit, words, horizon)
     if expected is None:
         return Verdict(
@@ -224,7 +226,7 @@ def forecast_fits(evidence: Evidence, position: int) -> Verdict:
         expected.at_most <= limit,
         expected.at_most,
         limit,
-        "usage at {level} may reach {measured} of {total} within {extra:.0f} s, as before; the limit is {limit}",
+        "usage at {level} may reach {usage} of {total} within {extra:.0f} s, as before; the limit is {threshold}",
         evidence.policy.wasted_within_s,
     )
 
@@ -239,13 +241,13 @@ def recovers(evidence: Evidence, position: int) -> Verdict:
     limit, horizon = evidence.recovery_limit(position), evidence.horizon_s(position)
     ahead = evidence.ahead(position, horizon)
     if since is not None and ahead is not None and ahead > limit:
-        words = "usage at {level} would be {measured} of {total} in {extra:.0f} s if this goes on; the limit is {limit}"
+        words = "usage at {level} would be {usage} of {total} in {extra:.0f} s if this goes on; at most {threshold}"
         return Verdict(False, ahead, limit, words, horizon)
     return Verdict(
         since is not None and held >= asked,
         usage,
         limit,
-        HELD if asked else "usage at {level} would be {measured} of {total}; to be loaded it must be at most {limit}",
+        HELD if asked else "usage at {level} would be {usage} of {total}; to be loaded it must be at most {threshold}",
         held,
         asked,
     )
@@ -451,6 +453,8 @@ def explain(evidence: Evidence, position: int, verdict: Verdict) -> str:
         pinned=_name(evidence, evidence.pinned),
         measured=_percent(verdict.measured),
         limit=_percent(verdict.limit),
+        usage=_percent(evidence.own(position, verdict.measured)),
+        threshold=_percent(evidence.own(position, verdict.limit)),
         total=total,
         extra=verdict.extra if verdict.extra is not None else 0.0,
         asked=verdict.asked if verdict.asked is not None else 0.0,

@@ -444,7 +444,7 @@ class LevelMachine:
             tuple(reasons),
             # Seen from where the change began: by now the model is in the new state already.
             tuple(f for outlook in self._outlooks_from(row.source) for f in outlook.findings),
-            {level.name: p for level, p in zip(self.ladder, evidence.projected, strict=True)},
+            evidence.told(),
             evidence.reading,
         )
 
@@ -483,12 +483,13 @@ class LevelMachine:
         if position < 0 or evidence.serving is None:
             return False
         new, old = evidence.footprints.of(position), evidence.footprints.of(evidence.serving)
-        for need, held, part in zip(new, old, evidence.usage, strict=True):
+        for index, (need, held, part) in enumerate(zip(new, old, evidence.usage, strict=True)):
             if not need:
                 continue
             if part is None:
                 return False
-            if part.other_bytes + max(held, part.own_bytes) + need >= self.policy.critical_at * part.total_bytes:
+            both = part.other_bytes + max(held, part.own_bytes) + need
+            if evidence.reads(index, both) >= self.policy.critical_at:
                 return False
         return True
 

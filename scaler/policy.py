@@ -76,6 +76,10 @@ class Policy:
     """A level seen to take less than before is believed half of it after this time; more, at once."""
     stalled_at: Annotated[float, Gt(0), Le(1)] = 0.10
     """Share of the last ten seconds that tasks waited for memory (PSI some) above which nothing is climbed."""
+    vram_scale_at: Annotated[float, Gt(0), Lt(1)] | None = None
+    """In place of scale_at for the memory of GPUs; none means the same."""
+    vram_critical_at: Annotated[float, Gt(0), Lt(1)] | None = None
+    """In place of critical_at for the memory of GPUs; none means the same."""
     cache_full_at: Annotated[float, Gt(0), Le(1)] = 0.9
     """The share of a model's KV cache in use above which, while answers wait for it, nothing is climbed."""
     max_level: str | None = None
@@ -99,6 +103,12 @@ class Policy:
         }
         return {key: level for key, level in named.items() if level is not None}
 
+    @property
+    def vram_thresholds(self) -> tuple[float, float]:
+        """Scale-at and critical-at of the memory of GPUs."""
+        scale_at = self.scale_at if self.vram_scale_at is None else self.vram_scale_at
+        return scale_at, self.critical_at if self.vram_critical_at is None else self.vram_critical_at
+
     def __post_init__(self) -> None:
         if self.band >= self.scale_at:
             raise ValueError(f"band {self.band} must be below scale_at {self.scale_at}")
@@ -112,3 +122,6 @@ class Policy:
             raise ValueError(f"dwell_max_s {self.dwell_max_s} must not be below dwell_s {self.dwell_s}")
         if self.backoff_max_s < self.backoff_s:
             raise ValueError(f"backoff_max_s {self.backoff_max_s} must not be below backoff_s {self.backoff_s}")
+        scale_at, critical_at = self.vram_thresholds
+        if critical_at <= scale_at:
+            raise ValueError(f"vram_critical_at {critical_at} must be above vram_scale_at {scale_at}")

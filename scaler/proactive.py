@@ -230,18 +230,19 @@ class ProactiveScaler:
     def analyze_resource_trends(self) -> dict[str, ResourceTrend]:
         """The trend of each resource that the ladder uses; one without enough readings is left out."""
         with self._lock:
-            evidence, policy = self._machine.evidence, self.policy
+            evidence = self._machine.evidence
             position = max(evidence.state, 0)
             horizon = evidence.horizon_s(position)
             trends = {}
             needs = evidence.footprints.of(position) if evidence.state >= 0 else [0] * len(evidence.resources)
-            for resource, trend, part, need in zip(
-                evidence.resources, evidence.trends, evidence.usage, needs, strict=True
+            for index, (resource, trend, part, need) in enumerate(
+                zip(evidence.resources, evidence.trends, evidence.usage, needs, strict=True)
             ):
                 forecast, slope = trend.forecast(evidence.now_s + horizon), trend.slope_per_s
                 if part is None or forecast is None or slope is None:
                     continue
                 total = part.total_bytes
+                scale_at, critical_at = evidence.thresholds(index)
                 trends[resource] = ResourceTrend(
                     resource,
                     len(trend),
@@ -250,8 +251,8 @@ class ProactiveScaler:
                     horizon,
                     forecast.mean * total + need,
                     forecast.sigma * total,
-                    trend.reaches_in_s(policy.scale_at - need / total),
-                    trend.reaches_in_s(policy.critical_at - need / total),
+                    trend.reaches_in_s(scale_at - need / total),
+                    trend.reaches_in_s(critical_at - need / total),
                 )
             return trends
 
@@ -304,7 +305,7 @@ class ProactiveScaler:
                 self.monitor.running,
                 evidence.reading,
                 {r: part for r, part in zip(evidence.resources, evidence.usage, strict=True) if part is not None},
-                {level.name: p for level, p in zip(self.ladder, evidence.projected, strict=True)},
+                evidence.told(),
                 {
                     level.name: dict(zip(evidence.resources, evidence.footprints.of(position), strict=True))
                     for position, level in enumerate(self.ladder)

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "scaler"
 PURE = {
     "levels", "policy", "readings", "footprints", "trends", "evidence", "guards", "machine", "events", "performance",
-    "caution", "needles", "peaks", "ceilings", "effective", "handoff", "advice", "normal_form",
+    "caution", "needles", "peaks", "ceilings", "scales", "effective", "handoff", "advice", "normal_form",
 }  # fmt: skip
 SERVING = {
     "answering", "descriptions", "errors", "events", "handoff", "journal", "manager", "monitor", "notices", "proactive",

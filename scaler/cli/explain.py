@@ -126,8 +126,8 @@ def _held_back(level: dict[str, Any], status: dict[str, Any], policy: dict[str, 
             f" ({level['wasted']} in a row), so the next waits {duration(level['dwell_s'])}"
             f" instead of {duration(policy['dwell_s'])}"
         )
-    if level["limit"] < policy["scale_at"]:
-        told.append(f"gives way above {percent(level['limit'])} instead of {percent(policy['scale_at'])} for a while")
+    if level["limit"] < level["scale_at"]:
+        told.append(f"gives way above {percent(level['limit'])} instead of {percent(level['scale_at'])} for a while")
     return told
 
 

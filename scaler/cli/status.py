@@ -60,13 +60,15 @@ def _lines(status: dict[str, Any]) -> list[str]:
 
 def _limits(policy: dict[str, Any], levels: list[dict[str, Any]]) -> list[str]:
     """Today's figures beside the configured ones; levels that have only these are not repeated."""
+    of_gpus = policy["vram_scale_at"]
+    gpus = "" if of_gpus is None else f" ({percent(of_gpus)} of a GPU)"
     lines = [
-        f"limits    configured: gives way above {percent(policy['scale_at'])}, climbs after"
+        f"limits    configured: gives way above {percent(policy['scale_at'])}{gpus}, climbs after"
         f" {duration(policy['dwell_s'])}, expects {percent(policy['band'])} more"
     ]
     for level in levels:
         found = []
-        if level["limit"] < policy["scale_at"]:
+        if level["limit"] < level["scale_at"]:
             found.append(f"gives way above {percent(level['limit'])} (after {_incidents(level['incidents'])})")
         if level["dwell_s"] > policy["dwell_s"]:
             found.append(f"climbed to after {duration(level['dwell_s'])} (wasted climbs: {level['wasted']})")

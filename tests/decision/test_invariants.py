@@ -74,6 +74,8 @@ def policies(draw: st.DrawFn, names: tuple[str, ...] = ()) -> Policy:
         scale_at=scale_at,
         band=draw(parts(1, 10, 100)),
         critical_at=critical_at,
+        vram_scale_at=draw(st.sampled_from([None, None, min(0.97, critical_at - 0.01), critical_at / 2])),
+        vram_critical_at=draw(st.sampled_from([None, None, 0.98])),
         band_max=draw(parts(1, 20, 100)),
         exhausted_at=draw(st.sampled_from([critical_at, 0.99, 1.0])),
         exhausted_s=draw(parts(0, 4, 1)),
@@ -286,13 +288,13 @@ class Invariants(RuleBasedStateMachine):
         for position in range(len(self.ladder)):
             needs = dict(zip(footprints.resources, footprints.of(position), strict=True))
             asked = [resource for resource, need in needs.items() if need]
-            ratios = [
+            ratios = []
+            for r in (r for r in asked if r in used):
                 # What a level holds of a resource that it does not declare does not come back.
-                (used[r][0] - (used[r][1] if not loaded or any(level.get(r) for level in loaded) else 0) + needs[r])
-                / TOTAL
-                for r in asked
-                if r in used
-            ]
+                own = used[r][1] if not loaded or any(level.get(r) for level in loaded) else 0
+                scale = self.machine.evidence.scales[footprints.resources.index(r)]
+                share = (used[r][0] - own + needs[r]) / TOTAL
+                ratios.append(share if scale is None else scale.read(share))
             yield max(ratios, default=0.0) if known or len(ratios) == len(asked) else None
 
     def observe(self, reading: Reading) -> None:
@@ -312,7 +314,8 @@ class Invariants(RuleBasedStateMachine):
         if moved:
             assert machine.last_decision is not None
             assert machine.last_decision.reading is reading
-            assert machine.last_decision.projected == dict(zip(self.ladder.names, complete, strict=True))
+            told = [evidence.own(position, share) for position, share in enumerate(complete)]
+            assert machine.last_decision.projected == dict(zip(self.ladder.names, told, strict=True))
             if there > here >= 0:
                 self.check_climb(there, reading.at_s)
                 self.check_permission(there, reading.at_s)
