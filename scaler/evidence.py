@@ -41,6 +41,8 @@ class Evidence:
         self.resources = self.footprints.resources
         self.scales = [_scale(resource, policy) for resource in self.resources]
         """How a resource's usage reads, by its index; None for as it is."""
+        needs = [self.footprints.of(position) for position in range(len(ladder))]
+        self._some_give_nothing = not all(need for level in needs for need in level)
         self.load_s = [level.load_s for level in ladder]
         self.standby = [level.standby for level in ladder]
         self.now_s = NEVER
@@ -90,10 +92,14 @@ class Evidence:
             return False
         if now - self.now_s > self.policy.stale_after_s:
             self._break()
-        usage = [part if part is None or self._gives_back(index) else _others(part) for index, part in enumerate(usage)]
+        if self._some_give_nothing:
+            usage = [
+                part if part is None or self._gives_back(index) else _others(part) for index, part in enumerate(usage)
+            ]
         self.now_s, self.reading, self.usage = now, reading, usage
         # A reading that was begun before the switch was over may count two models.
         learns = self.settled and self.state >= 0 and now >= self.changed_at_s
+        exhausted_at = self.policy.exhausted_at
         for index, part in enumerate(usage):
             if part is None:
                 self.trends[index].clear()
@@ -103,7 +109,8 @@ class Evidence:
                     self.footprints.learn(self.state, index, part.own_bytes, now)
                 other = part.other_bytes / part.total_bytes
                 self.trends[index].add(now, other)
-                if self.reads(index, part.own_bytes + part.other_bytes) >= self.policy.exhausted_at:
+                used, scale = (part.own_bytes + part.other_bytes) / part.total_bytes, self.scales[index]
+                if (used if scale is None else scale.read(used)) >= exhausted_at:
                     # A full machine hides how much more others want; what shows once we gave way is no rise.
                     self.trends[index].forget_rise()
                 self.peaks[index].add(now, other)
@@ -251,7 +258,8 @@ class Evidence:
             part, peak = self.usage[index], self.peaks[index].expected(self.now_s)
             if part is None or peak is None:
                 return None
-            here = self.reads(index, peak.at_most * part.total_bytes + need)
+            here, scale = peak.at_most + need / part.total_bytes, self.scales[index]
+            here = here if scale is None else scale.read(here)
             if highest is None or here > highest.at_most:
                 highest = Expected(here, peak)
         return highest
