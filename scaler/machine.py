@@ -68,7 +68,8 @@ def _rows(names: tuple[str, ...]) -> Iterator[Row]:
         yield Row("observe", here, OFF, ("over_limit", "critical", "no_lower_fits"))
         yield Row("observe", here, OFF, ("forecast_over", "no_lower_fits"))
         for there in reversed(higher):
-            yield Row("observe", here, there, CLIMB, ("backing_off",))
+            # Not while what serves has to give way: a level may be tight on RAM, and a larger one on a GPU not at all.
+            yield Row("observe", here, there, CLIMB, ("backing_off", "over_limit", "forecast_over"))
     for here in states:
         for there in names:
             if there != here:

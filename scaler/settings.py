@@ -342,6 +342,11 @@ def _server_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
         if not isinstance(level, ServedLevel):
             continue
         at = ("ladder", position)
+        if level.url.username or level.url.password:
+            # Not shown: this is told in logs and notices.
+            sentence = "holds a name or a password; expected none, and key_env with the name of an environment variable"
+            faults.append(Fault((*at, "url"), sentence))
+            continue
         if isinstance(level, OpenAILevel):
             for key in ("ram_gib", "vram_gib"):
                 if getattr(level, key):

@@ -128,6 +128,7 @@ WRONG = [
     (OLLAMA.format("mmap: true"), 2, "ladder[0].mmap", "unknown key; expected one of name, "),
     (OLLAMA.format("num_gpu: -1"), 2, "ladder[0].num_gpu", "-1 cannot be used; expected a whole number from 0"),
     (OLLAMA.format("url: 'http://10.0.0.1'"), 2, "ladder[0].url", "is not this machine, whose memory is watched"),
+    (OLLAMA.format("url: 'http://me:sesame@127.0.0.1'"), 2, "ladder[0].url", "holds a name or a password; expected"),
     (OLLAMA.format("standby: true"), 2, "ladder[0].standby", "'b' is the same model, which Ollama holds once only"),
     (LADDER + "    gpu_layer: 1\n", 8, "ladder[1].gpu_layer", "expected 'gpu_layers'"),
     (LADDER + "    mmap: yes\n", 8, "ladder[1].mmap", "'yes' cannot be used; expected true or false"),

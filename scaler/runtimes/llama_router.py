@@ -109,7 +109,9 @@ class LlamaRouterRuntime:
         most, models = (await control.props()).max_instances, await control.models()
         listed = control.own(models)
         self._check_room(control, most, models, listed)
-        file, ticket, begun = self._file(control.settings, listed.status), object(), False
+        # In a thread: it may look for the router among all processes of the machine.
+        file = await asyncio.to_thread(self._file, control.settings, listed.status)
+        ticket, begun = object(), False
         size, told = None if file is None else weights_bytes(control.settings.name, file), 0.0
 
         def tell(pid: int) -> None:
@@ -166,7 +168,7 @@ class LlamaRouterRuntime:
         file = Path(named)
         if not file.is_absolute():
             with contextlib.suppress(psutil.Error):
-                router = listener(settings.url.port or 0)
+                router = listener(settings.url.port or 0, settings.url.host)
                 file = Path(psutil.Process(router).cwd()) / file if router is not None else file
         if not (file.is_absolute() and file.is_file()):
             return None
@@ -241,7 +243,7 @@ async def _let_go(control: RouterControl, listed: str) -> None:
     """Have it unloaded as far as that can be: why it is not wanted is told already, which says more than a failure."""
     with contextlib.suppress(LevelUnavailable):
         status = control.own(await control.models()).status
-        await control.unload(listed, status.args, status.pid)
+        await control.unload(listed, status.args, await status.pid())
 
 
 def _cached_tokens(status: Status, file: Path) -> int:

@@ -56,9 +56,12 @@ class Status(BaseModel):
         place = self.args.index(name) + 1 if name in self.args else len(self.args)
         return self.args[place] if place < len(self.args) else None
 
-    @property
-    def pid(self) -> int | None:
+    async def pid(self) -> int | None:
         """The process with this command line, which names a port of its own: there is no other such."""
+        # In a thread: it looks at every process of the machine.
+        return await asyncio.to_thread(self._pid)
+
+    def _pid(self) -> int | None:
         for process in psutil.process_iter(["cmdline"]):
             if self.args and process.info["cmdline"] == self.args:
                 return int(process.pid)
@@ -153,7 +156,7 @@ class RouterControl:
         while True:
             status = self.own(await self.models()).status
             if pid is None and status.value in RUNNING:
-                pid = status.pid
+                pid = await status.pid()
             if pid is not None:
                 tell(pid)
             if status.value in READY:

@@ -78,8 +78,20 @@ class EventReader:
                 continue
             if not isinstance(chunk, dict):
                 raise ValueError("an event that is no object")
-            chunks.append(chunk)
+            chunks.append(_in_our_words(chunk))
         return chunks
+
+
+def _in_our_words(chunk: dict[str, Any]) -> dict[str, Any]:
+    """A chunk as llama.cpp has it, of servers that call a part otherwise or leave one empty: vLLM's ``reasoning``."""
+    choices = chunk.get("choices")
+    if choices is None:
+        chunk["choices"] = choices = []
+    for choice in choices:
+        delta = choice.get("delta")
+        if delta and "reasoning" in delta:
+            delta.setdefault("reasoning_content", delta.pop("reasoning"))
+    return chunk
 
 
 class ModelServer:
@@ -147,7 +159,7 @@ class ModelServer:
                         # Whatever has come, not a line at a time: a model that is quick sends several events at once.
                         async for block in response.content.iter_any():
                             for chunk in reader.feed(block):
-                                if "error" in chunk:
+                                if chunk.get("error") is not None:
                                     raise self._refused(_status_of(chunk["error"]), chunk)
                                 yield chunk
                             if reader.ended:
@@ -214,6 +226,9 @@ class ModelServer:
             message = str(told["message"])
         else:
             body, message = None, f"HTTP {status}"
+        if status in (401, 403):
+            # What the server says may hold the beginning of the key.
+            message = "it does not take the API key"
         if 400 <= status < 500 and status not in OF_THE_SERVER:
             return RequestRejected(message, status, body)
         if message.startswith(REQUEST_AT_FAULT):

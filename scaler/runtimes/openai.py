@@ -25,7 +25,7 @@ from scaler.runtimes.token_estimate import estimated_tokens
 LOOK_EVERY_S = 2.0
 """How often the server is asked whether it is still there."""
 SILENT = 3
-"""A server that has not answered so many times in a row is gone; one that refuses the connection is gone at once."""
+"""A server that has failed to answer so many times in a row is gone; one that refuses the connection, at once."""
 UNLISTED = (404, 405, 501)
 """What a server answers that lists no models."""
 WITHOUT_THINKING = {"enable_thinking": False}
@@ -92,6 +92,8 @@ class OpenAIModel:
         self._settings, self._steering = settings, steering
         self._gone: str | None = None
         self._missed = asyncio.Event()
+        self._refusals = 0
+        """How many answers failed in a row."""
         self._server = ModelServer(
             steering.where,
             _base(settings),
@@ -134,8 +136,19 @@ class OpenAIModel:
         # scaler adds it where memory is short; a server that does not know it would refuse the request.
         if body.get("chat_template_kwargs") == WITHOUT_THINKING:
             del body["chat_template_kwargs"]
-        async for chunk in self._server.stream(path, body, EventReader()):
-            yield chunk
+        try:
+            async for chunk in self._server.stream(path, body, EventReader()):
+                self._refusals = 0
+                yield chunk
+        except NeverAsked:
+            raise
+        except LevelUnavailable as error:
+            self._refusals += 1
+            if self._refusals >= SILENT and self._gone is None:
+                # It lists its models, and answers nobody: another level can.
+                self._gone = str(error)
+                self._missed.set()
+            raise
 
     async def count_tokens(self, request: Mapping[str, Any]) -> int:
         """Estimated from the length of the text: there is no common way to ask."""
@@ -159,9 +172,11 @@ class OpenAIModel:
                     break
             try:
                 names = await _names(self._steering)
-            except Refused:
-                # It is there: what it says is for those to hear who ask it something.
-                silent = 0
+            except Refused as refused:
+                # Below 500 it is there: what it says is for those to hear who ask it something.
+                silent = silent + 1 if refused.status >= 500 else 0
+                if silent >= SILENT:
+                    self._gone = str(refused)
             except LevelUnavailable as error:
                 silent += 1
                 if silent >= SILENT or isinstance(error, Unreachable):

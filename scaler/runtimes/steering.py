@@ -108,10 +108,20 @@ class Steering:
                 f"{self.where}: {path} was not answered within {timeout_s:g} s; look at the server's log"
                 + (", or raise load_timeout_s" if timeout_s != ASK_S else "")
             ) from error
-        except (aiohttp.ClientConnectorError, ConnectionError) as error:
+        except aiohttp.ClientSSLError as error:
+            raise LevelUnavailable(
+                f"{self.where}: no secure connection could be made ({error}); correct the level's url, or the server's "
+                "certificate"
+            ) from error
+        except aiohttp.ClientConnectorError as error:
             raise Unreachable(f"{self.where}: nothing answers there ({error}); {self.start}") from error
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
+            raise Unreachable(f"{self.where}: {path} was broken off ({error}); look at the server's log") from error
         except aiohttp.ClientError as error:
             raise self._foreign(path, str(error) or type(error).__name__) from error
+        except ValueError as error:
+            # A key that no header can hold, say.
+            raise LevelUnavailable(f"{self.where}: {path} cannot be asked for: {error}") from error
         return content
 
     def _refused(self, path: str, status: int, content: bytes) -> Refused:

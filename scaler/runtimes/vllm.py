@@ -110,7 +110,7 @@ class VllmRuntime:
         try:
             async with asyncio.timeout(settings.load_timeout_s):
                 await _check_model(steering)
-                pid = _pid(steering)
+                pid = await _pid(steering)
                 ticket = object()
                 self._awake[ticket] = pid
                 try:
@@ -138,7 +138,7 @@ class VllmModel:
     def __init__(self, settings: VllmLevel, steering: Steering, pid: int, awake: dict[VllmModel | object, int]) -> None:
         """``awake`` is the list of those that are, from which this one takes itself."""
         self._settings, self._steering, self._pid, self._awake = settings, steering, pid, awake
-        self._asked_to_go = False
+        self._asked_to_go = self._went = False
         self.heard: ModelLoad | None = None
         """How busy the server said last that it is."""
         self._server = ModelServer(
@@ -223,11 +223,17 @@ class VllmModel:
         """Put the server to sleep; its memory is back when this returns. Raises LevelUnavailable when it will not."""
         self._asked_to_go = True
         await self._server.close()
-        if self._awake.pop(self, None) is None or not runs(self._pid):
+        if self._went:
             return
-        # One that does not listen any more is about to end.
-        with contextlib.suppress(Unreachable):
-            await _put_to_sleep(self._steering, self._settings.sleep)
+        try:
+            # One that does not listen any more is about to end.
+            with contextlib.suppress(Unreachable):
+                if runs(self._pid):
+                    await _put_to_sleep(self._steering, self._settings.sleep)
+            self._went = True
+        finally:
+            # Its own until it sleeps: counted as the others' before, it would drive away what is to come in its place.
+            self._awake.pop(self, None)
 
     async def _why_gone(self) -> str | None:
         if not runs(self._pid):
@@ -236,12 +242,14 @@ class VllmModel:
 
 
 def steering_of(settings: VllmLevel) -> Steering:
+    """What asks the level's server."""
     return Steering(settings, "vLLM", f"start it with `vllm serve {settings.model} --port {settings.url.port}`")
 
 
-def _pid(steering: Steering) -> int:
-    port = steering.settings.url.port
-    if port is None or (pid := listener(port)) is None:
+async def _pid(steering: Steering) -> int:
+    url = steering.settings.url
+    # In a thread: it looks at every process of the machine.
+    if url.port is None or (pid := await asyncio.to_thread(listener, url.port, url.host)) is None:
         raise LevelUnavailable(
             f"{steering.where}: which process listens there cannot be told, and so not its memory; run vLLM on this "
             "machine, outside of containers, as the user that scaler runs as"
@@ -292,9 +300,12 @@ async def _wake(steering: Steering, depth: int) -> None:
 
 
 async def _sleeps_deep(steering: Steering, depth: int) -> bool:
-    """Whether its weights are gone: as it says itself, as somebody else may have put it to sleep; else by ``depth``."""
+    """Whether its weights are gone, by the level's depth, or as it says: somebody else may have put it to sleep.
+
+    To read them although they are there does no harm, and a server that was left half awake does not say so.
+    """
     states = dict(SLEEP_STATE.findall(await steering.text("/metrics")))
-    return float(states[DEEP]) > 0 if DEEP in states else depth == 2
+    return depth == 2 or float(states.get(DEEP, 0)) > 0
 
 
 async def _put_to_sleep(steering: Steering, depth: int) -> None:

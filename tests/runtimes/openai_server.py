@@ -27,6 +27,8 @@ class OpenAIServer:
         """Asked for with every request."""
         self.lists = True
         """Whether it has a list of its models."""
+        self.fails: dict[str, int] = {}
+        """The status that it answers to ``everything``, or to requests for ``answers``."""
         self.token_s = 0.0
         self.raw: bytes | None = None
         """What it answers to everything instead."""
@@ -78,6 +80,9 @@ class OpenAIServer:
     async def _guarded(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if self.raw is not None:
             return web.Response(body=self.raw, content_type="text/html")
+        asked_for = "answers" if request.method == "POST" else "models"
+        if (status := self.fails.get("everything", self.fails.get(asked_for))) is not None:
+            return _error(status, "it cannot be had now")
         if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
             return _error(401, "Incorrect API key provided")
         self._open.append(request)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from pydantic import HttpUrl
 
-from scaler.errors import LevelUnavailable, RequestRejected
+from scaler.errors import LevelUnavailable, NeverAsked, RequestRejected
 from scaler.level_settings import OpenAILevel
+from scaler.runtimes.model_server import EventReader
 from scaler.runtimes.openai import OpenAIModel, OpenAIRuntime
 from tests.runtimes.openai_server import OpenAIServer
 
@@ -176,3 +178,73 @@ def test_a_server_that_lost_the_model_is_noticed(server: OpenAIServer) -> None:
         await model.unload()
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("path", ["everything", "answers"])
+def test_a_server_that_fails_every_answer_is_given_up(server: OpenAIServer, path: str) -> None:
+    """A proxy whose server is gone says 502 to everything; one without quota still lists its models."""
+
+    async def body() -> None:
+        model = await load(level(server))
+        server.fails[path] = 502 if path == "everything" else 429
+        death = asyncio.create_task(model.died())
+        for _ in range(3 if path == "answers" else 1):
+            with pytest.raises(LevelUnavailable):
+                [chunk async for chunk in model.chat(ASKED)]
+        async with asyncio.timeout(60):
+            assert str(server.fails[path]) in await death
+        with pytest.raises(NeverAsked):
+            [chunk async for chunk in model.chat(ASKED)]
+        await model.unload()
+
+    asyncio.run(body())
+
+
+def test_a_few_failed_answers_are_forgotten_with_one_that_comes(server: OpenAIServer) -> None:
+    """Two in a row, a whole one, and two more."""
+
+    async def body() -> None:
+        model = await load(level(server))
+        for _ in range(2):
+            server.fails["answers"] = 500
+            for _ in range(2):
+                with pytest.raises(LevelUnavailable):
+                    [chunk async for chunk in model.chat(ASKED)]
+            del server.fails["answers"]
+            assert said([chunk async for chunk in model.chat(ASKED)]) == " The big one speaks"
+        await model.unload()
+
+    asyncio.run(body())
+
+
+def test_a_key_that_no_header_can_hold_is_one_message(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when two lines were pasted into the variable."""
+    monkeypatch.setenv("SCALER_TEST_KEY", "sesame\nopen")
+    with pytest.raises(LevelUnavailable, match="cannot be asked for") as raised:
+        asyncio.run(load(level(server, key_env="SCALER_TEST_KEY")))
+    assert "sesame" not in str(raised.value)
+
+
+def test_what_a_server_says_of_a_wrong_key_is_not_passed_on(server: OpenAIServer) -> None:
+    """It may repeat the beginning of it."""
+
+    async def body() -> None:
+        model = await load(level(server))
+        server.key = "sesame"
+        with pytest.raises(LevelUnavailable, match=r"it does not take the API key \(401\)"):
+            [chunk async for chunk in model.chat(ASKED)]
+        await model.unload()
+
+    asyncio.run(body())
+
+
+def test_other_servers_words_are_read_as_llama_cpps() -> None:
+    """vLLM calls thinking otherwise, and empty parts may be null."""
+    chunks = [
+        {"choices": [{"index": 0, "delta": {"reasoning": "Hm"}}], "error": None},
+        {"choices": None, "usage": {"completion_tokens": 1}},
+    ]
+    block = b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
+    thought, used = EventReader().feed(block)
+    assert thought["choices"] == [{"index": 0, "delta": {"reasoning_content": "Hm"}}]
+    assert used["choices"] == []

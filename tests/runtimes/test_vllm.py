@@ -252,7 +252,29 @@ def test_a_server_that_will_not_sleep_is_told(card: Path, refusal: dict[str, Any
             with pytest.raises(LevelUnavailable, match=message):
                 await model.unload()
             assert not runtime.pids()
+            # The next try is one indeed.
+            server.set(sleep_fails=False, stays_awake=False)
             await model.unload()
+            assert own(runtime) == (GIB + 2**26, 0)
+            await model.unload()
+
+        asyncio.run(body())
+
+
+def test_what_falls_asleep_is_our_own_until_it_sleeps(card: Path) -> None:
+    """Counted as the others' meanwhile, it would drive away the level that is to come in its place."""
+    with VllmServer(size_bytes=GIB, state=card) as server:
+
+        async def body() -> None:
+            runtime = VllmRuntime()
+            model = await runtime.load(level(server), lambda _: None)
+            server.set(sleep_s=0.5)
+            unloading = asyncio.create_task(model.unload())
+            while not any(path.startswith("/sleep") for path, _ in server.requests):
+                await asyncio.sleep(0.01)
+            assert own(runtime) == (2 * GIB, GIB)
+            await unloading
+            assert own(runtime) == (GIB + 2**26, 0)
 
         asyncio.run(body())
 
