@@ -65,6 +65,14 @@ class StandbyLost:
 
 
 @dataclass(frozen=True, slots=True)
+class UnloadFailed:
+    """The model of ``level`` was told to go and stays; it is told once more when the scaler ends."""
+
+    level: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PinChanged:
     """A person pinned ``level``, or unpinned it (None)."""
 
@@ -161,6 +169,7 @@ ScalerEvent = (
     | SwitchFailed
     | ModelDied
     | StandbyLost
+    | UnloadFailed
     | PinChanged
     | BudgetLowered
     | BudgetRestored

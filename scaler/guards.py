@@ -440,9 +440,17 @@ def explain(evidence: Evidence, position: int, verdict: Verdict) -> str:
     """The verdict about a level as one sentence in numbers."""
     total = "the total"
     if position >= 0:
+        needs = evidence.footprints.of(position)
+        if "{usage}" in verdict.words and not any(needs):
+            return f"{_name(evidence, position)} takes nothing of this machine"
         index = evidence.tightest(position)
         part = evidence.usage[index]
-        if part is not None:
+        unread = [
+            name for name, need, one in zip(evidence.resources, needs, evidence.usage, strict=True) if need and not one
+        ]
+        if verdict.measured is None and unread and evidence.reading is not None:
+            total = f"{unread[0]}, which cannot be read now"
+        elif part is not None:
             what = "" if evidence.resources[index] == RAM else f" of {evidence.resources[index]}"
             total = f"{part.total_bytes / GIB:.3g} GiB{what}"
     return verdict.words.format(

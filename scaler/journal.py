@@ -35,6 +35,7 @@ from scaler.events import (
     SwitchDone,
     SwitchFailed,
     TurnNotRemembered,
+    UnloadFailed,
 )
 
 
@@ -142,6 +143,7 @@ KINDS = {
     SwitchFailed: "switch_failed",
     ModelDied: "died",
     StandbyLost: "standby_lost",
+    UnloadFailed: "unload_failed",
     PinChanged: "pin",
     BudgetLowered: "budget_lowered",
     BudgetRestored: "budget_restored",

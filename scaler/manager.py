@@ -10,7 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -400,18 +400,25 @@ class ModelManager:
     # ---------------------------------------------------------------- the end
 
     def shutdown(self) -> None:
-        """End monitoring, answers, models and threads; returns when all are gone. Safe to call twice."""
+        """End monitoring, answers, models and threads; returns when all are gone. Safe to call twice.
+
+        Raises LevelUnavailable when a server does not let go of a model; all else is ended then, too.
+        """
         if not self._effects.running:
             return
-        self._proactive_scaler.stop_continuous_monitoring()
-        self._effects.call(self._switcher.close())
-        self._effects.call(self._telling.close())
-        if self._embeddings is not None:
-            self._effects.call(self._embeddings.close())
-        self._effects.call(self._close_outboxes())
-        self._effects.stop()
-        self.conversations.close()
-        self.journal.close()
+        call = self._effects.call
+        # The last of these first, and each whatever became of those before: a model may not go.
+        with ExitStack() as ending:
+            ending.callback(self.journal.close)
+            ending.callback(self.conversations.close)
+            ending.callback(self._effects.stop)
+            ending.callback(lambda: call(self._close_outboxes()))
+            if self._embeddings is not None:
+                embeddings = self._embeddings
+                ending.callback(lambda: call(embeddings.close()))
+            ending.callback(lambda: call(self._telling.close()))
+            ending.callback(lambda: call(self._switcher.close()))
+            ending.callback(self._proactive_scaler.stop_continuous_monitoring)
 
     async def _close_outboxes(self) -> None:
         await asyncio.gather(*(outbox.close() for outbox in self._outboxes))

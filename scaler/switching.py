@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from scaler.errors import LevelUnavailable, MissingExtra, QueueFull, RequestTimedOut
-from scaler.events import Drained, ScalerEvent, StandbyLost
+from scaler.events import Drained, ScalerEvent, StandbyLost, UnloadFailed
 from scaler.level_settings import LevelSettings
 from scaler.levels import OFF
 from scaler.machine import Switch
@@ -24,6 +24,11 @@ from scaler.readings import ModelLoad
 from scaler.runtimes.protocol import LoadedModel, Runtime, TellsItsLoad
 
 log = logging.getLogger(__name__)
+
+RELEASE_S = 5.0
+"""So long the first switch waits for what was loaded before scaler came to go."""
+RELEASE_ENDS_S = 90.0
+"""What has not let go by then never will; vLLM, the slowest, takes up to a minute to fall asleep."""
 
 
 class Reports(Protocol):
@@ -120,6 +125,8 @@ class Switcher:
         self._wanted: Switch | None = None
         self._current: _Loaded | None = None
         self._retiring: dict[_Loaded, asyncio.Task[None]] = {}
+        self._stuck: dict[_Loaded, LevelUnavailable] = {}
+        self._releasing: dict[str, asyncio.Task[None]] = {}
         self._order = {name: position for position, name in enumerate(levels)}
         self._kept = tuple(name for name, (_, settings) in levels.items() if settings.standby)
         self._standby: dict[str, _Loaded] = {}
@@ -146,8 +153,11 @@ class Switcher:
 
     def pids(self) -> tuple[int, ...]:
         """The roots of the process trees of everything that is loaded or being loaded."""
-        runtimes = {id(runtime): runtime for runtime, _ in self._levels.values()}
-        return tuple(pid for runtime in runtimes.values() for pid in runtime.pids())
+        return tuple(pid for runtime in self._runtimes for pid in runtime.pids())
+
+    @property
+    def _runtimes(self) -> Collection[Runtime[Any]]:
+        return {id(runtime): runtime for runtime, _ in self._levels.values()}.values()
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -206,7 +216,10 @@ class Switcher:
         return self._standby.get(level) if level is not None else None
 
     async def close(self) -> None:
-        """End everything: running answers, switches, models. Raises LevelUnavailable for one that will not go."""
+        """End everything: running answers, switches, models. Raises LevelUnavailable for those that will not go.
+
+        Those that would not go before are told once more to, and again when this is called again.
+        """
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
@@ -215,22 +228,25 @@ class Switcher:
             await asyncio.gather(self._performing, return_exceptions=True)
         self._ready.clear()
         loaded = [*self._retiring, *self._standby.values(), *([self._current] if self._current else [])]
-        for task in self._retiring.values():
+        ending = [*self._retiring.values(), *self._releasing.values()]
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._retiring.values(), return_exceptions=True)
-        failed = []
-        for one in loaded:
+        await asyncio.gather(*ending, return_exceptions=True)
+        for one in dict.fromkeys([*loaded, *self._stuck]):
             for lease in list(one.leases):
                 lease.limit(0.0, 0)
-            try:
-                await self._unload(one)
-            except LevelUnavailable as error:
-                # The others are to go all the same.
-                failed.append(error)
+            await self._unload(one)
         self._standby.clear()
         self._current = None
+        failed = list(self._stuck.values())
+        for runtime in self._runtimes:
+            try:
+                await runtime.close()
+            except LevelUnavailable as error:
+                # The others are to end all the same.
+                failed.append(error)
         if failed:
-            raise failed[0]
+            raise LevelUnavailable("\n".join(map(str, failed)))
 
     # ---------------------------------------------------------------- on the loop
 
@@ -250,7 +266,10 @@ class Switcher:
 
     async def _work(self) -> None:
         # `off` means that nothing is loaded, also where a server stood awake or a scaler before us was killed.
-        await asyncio.gather(*(runtime.release(settings) for runtime, settings in self._levels.values()))
+        self._releasing = {
+            name: asyncio.create_task(self._release(name), name=f"release {name}") for name in self._levels
+        }
+        await asyncio.wait(self._releasing.values(), timeout=RELEASE_S)
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -260,6 +279,15 @@ class Switcher:
             # A switch that is overtaken is cancelled, and cleans up before the next one begins.
             await asyncio.wait([self._performing])
             self._performing = None
+
+    async def _release(self, name: str) -> None:
+        runtime, settings = self._levels[name]
+        try:
+            async with asyncio.timeout(RELEASE_ENDS_S):
+                await runtime.release(settings)
+        except Exception:
+            # A fault in one runtime must not keep the other levels from being served.
+            log.exception("%s: letting go of what was loaded before scaler came failed", name)
 
     async def _perform(self, switch: Switch) -> None:
         try:
@@ -363,6 +391,9 @@ class Switcher:
     async def _load(self, name: str) -> tuple[_Loaded, float]:
         runtime, settings = self._levels[name]
         began = self._clock()
+        if releasing := [task for one, task in self._releasing.items() if one == name or not self._apart(one, name)]:
+            # A release that is late would take away again what was loaded meanwhile.
+            await asyncio.wait(releasing)
         model = await runtime.load(settings, lambda ratio: self._on_progress(name, ratio))
         loaded = _Loaded(model)
         loaded.watch = asyncio.create_task(self._watch(loaded), name=f"watch {name}")
@@ -384,9 +415,10 @@ class Switcher:
 
     async def _finish_retiring(self) -> None:
         # Waiting, not gathering: a switch that is overtaken must not leave a model half unloaded.
-        if self._retiring:
-            for task in (await asyncio.wait(self._retiring.values()))[0]:
-                task.result()
+        if retiring := dict(self._retiring):
+            await asyncio.wait(retiring.values())
+            if failed := [self._stuck[loaded] for loaded in retiring if loaded in self._stuck]:
+                raise failed[0]
 
     async def _drain_and_unload(self, loaded: _Loaded) -> None:
         try:
@@ -394,11 +426,25 @@ class Switcher:
             await self._unload(loaded)
         finally:
             self._retiring.pop(loaded, None)
+        if loaded in self._stuck:
+            # Told here as well: a switch that waits for it may be overtaken.
+            self._reports.note(UnloadFailed(loaded.model.name, str(self._stuck[loaded])))
 
     async def _unload(self, loaded: _Loaded) -> None:
-        if loaded.watch is not None and loaded.watch is not asyncio.current_task():
+        """Have it go. One that will not is kept, to be told once more at the end."""
+        if loaded.watch is not None:
             loaded.watch.cancel()
-        await loaded.model.unload()
+        name = loaded.model.name
+        try:
+            await loaded.model.unload()
+        except LevelUnavailable as error:
+            self._stuck[loaded] = error
+        except Exception as error:
+            # A fault in a runtime must not keep the other models from going.
+            log.exception("unloading %s failed unexpectedly", name)
+            self._stuck[loaded] = LevelUnavailable(f"{name}: {type(error).__name__}: {error}")
+        else:
+            self._stuck.pop(loaded, None)
 
     async def _watch(self, loaded: _Loaded) -> None:
         reason = await loaded.model.died()

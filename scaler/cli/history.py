@@ -140,6 +140,8 @@ def _words(event: Mapping[str, Any]) -> str:
             return f"told: {event['text']}"
         case "standby_lost":
             return f"{event['level']} does not stand by: {event['reason']}"
+        case "unload_failed":
+            return f"{event['level']} was told to go and stays: {event['reason']}"
         case "pin":
             return "unpinned" if event["level"] is None else f"pinned to {event['level']}"
         case "switched":

@@ -111,7 +111,7 @@ def _run(args: argparse.Namespace) -> int:
     kept = _write(path, text)
     print(f"Wrote {path}{f'; what was there is {kept}' if kept else ''}. Now:")
     option = "" if path == _usual() else f" --config {path}"
-    print(f"  scaler config check{option}  # asks the model servers whether it works out")
+    print(f"  scaler config check{option}  # tells what is wrong with it, if anything is")
     print(f"  scaler run{option}")
     return EXIT_OK
 
@@ -128,7 +128,7 @@ def _look(args: argparse.Namespace) -> Sequence[Source]:
     if args.only and not (args.url or args.models):
         raise ConfigError("--only: there is nothing to look at; name places with --url or --models")
     named = [places.named(url, args.key_env) for url in args.url]
-    folders = [gguf_files.Folder(path.expanduser()) for path in args.models]
+    folders = [gguf_files.Folder(path.expanduser(), named=True) for path in args.models]
     watched = sys.stderr.isatty()
     if watched:
         print("looking what runs here ...", end="", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from scaler.cli.words import gib
 from scaler.discovery.found import LeftOut, Source, printable
+from scaler.discovery.gguf_files import FILES, NO_FILE
 from scaler.levels import RAM
 from scaler.proposal import Proposal
 from scaler.tiers import Detection
@@ -29,7 +30,7 @@ WHOSE = {
 def summary(sources: Sequence[Source], proposal: Proposal, detection: Detection) -> Iterator[str]:
     """The lines that a person sees before anything is written."""
     yield f"This machine: {detection.tier.name}"
-    yield f"  {detection.reasons[0]}"
+    yield from (f"  {reason}" for reason in detection.reasons)
     for resource, room in proposal.rooms.items():
         what = "RAM" if resource == RAM else f"the memory of {resource}"
         yield f"  a level may take {gib(room.free)} of {what}: usage must stay below {gib(room.limit)} for a climb,"
@@ -37,7 +38,7 @@ def summary(sources: Sequence[Source], proposal: Proposal, detection: Detection)
     yield ""
     yield "Found" if sources else "Found: no model server, and no GGUF file in the usual folders"
     for source in sources:
-        joint = "in" if source.what == "GGUF files" else "at"
+        joint = "in" if source.what in (FILES, NO_FILE) else "at"
         yield f"  {source.what} {joint} {source.where}{_counted(source)}"
         yield from _wrapped(source.note, 4)
     yield ""

@@ -69,7 +69,10 @@ def _run(args: argparse.Namespace) -> int:
         endpoint.start()
         manager.scaler.subscribe(_say)
         tier = manager.detection
-        ladder = "  →  ".join(f"{level.name} ({gib(sum(level.footprint.values()))})" for level in manager.scaler.ladder)
+        ladder = "  →  ".join(
+            f"{level.name} ({gib(taken) if (taken := sum(level.footprint.values())) else 'not here'})"
+            for level in manager.scaler.ladder
+        )
         _line(f"scaler {__version__}")
         _line(f"tier      {tier.tier.name}: {tier.reasons[0]}")
         _line(f"ladder    {ladder}")

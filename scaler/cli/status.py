@@ -41,8 +41,9 @@ def _lines(status: dict[str, Any]) -> list[str]:
         reach = trend["critical_at_in_s"]
         meets = "" if reach is None or reach > 3600 else f"; critical in {duration(reach)} if it goes on"
         lines.append(f"trend     {resource}: {gib(trend['slope_bytes_per_s'] * 60)} a minute by others{meets}")
+    takes = {level["level"]: level["takes"] for level in status["effective"]}
     for name, ratio in status["projected"].items():
-        lines.append(f"usage at  {name}: {percent(ratio)}")
+        lines.append(f"usage at  {name}: {percent(ratio) if takes[name] else 'takes nothing of this machine'}")
     lines.extend(_limits(status["policy"], status["effective"]))
     for name, known in status["performance"].items():
         rate = known["tokens_per_s"]

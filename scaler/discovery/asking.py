@@ -6,6 +6,8 @@ Owns how a place may misbehave. What the answers mean is each kind's to know.
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -71,7 +73,7 @@ class Asking:
         except TimeoutError as error:
             raise Unanswered(f"accepts connections and does not answer within {self.limit_s:g} s") from error
         except (aiohttp.ClientConnectorError, ConnectionRefusedError) as error:
-            raise Absent(f"nothing answers there ({error})") from error
+            raise Absent(f"nothing answers there ({_cause(error)})") from error
         except (aiohttp.ClientError, ConnectionError, ValueError) as error:
             raise Unanswered(f"answers, and not as a web server does ({type(error).__name__})") from error
         # Unasked for, 403 means nothing of the kind: it is how a Mac's AirPlay answers at port 5000.
@@ -84,6 +86,15 @@ class Asking:
             return schema.validate_json(content)
         except ValidationError:
             return None
+
+
+def _cause(error: OSError) -> str:
+    """The system's word for it; the HTTP client adds the address again, and how it would have encrypted."""
+    cause: OSError = getattr(error, "os_error", error)
+    # What kept a name from being looked up has numbers of its own.
+    if cause.errno is None or isinstance(cause, socket.gaierror):
+        return str(cause.strerror or cause)
+    return os.strerror(cause.errno)
 
 
 def each(schema: TypeAdapter[T], entries: Iterable[object]) -> list[T]:

@@ -30,6 +30,7 @@ from scaler.runtimes.gguf_description import FILE_TYPES
 from scaler.runtimes.gguf_size import read_metadata, serving_bytes
 
 RUNTIME = "embedded"
+FILES, NO_FILE = "GGUF files", "no GGUF file"
 DEEP, SHALLOW = 6, 1
 """So many folders below the one that is looked into: a cache of Hugging Face's takes five, the current folder may be a
 whole disk."""
@@ -45,10 +46,11 @@ RANK = 4
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder to look into, and how many folders deep."""
+    """A folder to look into, and how many folders deep. ``named``: a person named it, and is told where nothing is."""
 
     path: Path
     depth: int = DEEP
+    named: bool = False
 
 
 def usual(environment: Mapping[str, str]) -> list[Folder]:
@@ -70,7 +72,10 @@ def usual(environment: Mapping[str, str]) -> list[Folder]:
 
 
 def look(folders: Sequence[Folder], clock: Callable[[], float] = time.monotonic) -> list[Source]:
-    """What GGUF files there are, by folder; folders without any are left out. ``clock`` is in monotonic seconds."""
+    """What GGUF files there are, by folder; of folders without any those that a person named are told.
+
+    ``clock`` is in monotonic seconds.
+    """
     until, seen, sources = clock() + LOOK_S, set[str](), []
 
     def enough() -> bool:
@@ -78,7 +83,9 @@ def look(folders: Sequence[Folder], clock: Callable[[], float] = time.monotonic)
 
     for folder in folders:
         judged: list[Model | LeftOut] = []
+        empty = True
         for path in _files(folder, enough):
+            empty = False
             # Caches keep a file once, under several names.
             if (real := os.path.realpath(path)) not in seen:
                 seen.add(real)
@@ -86,8 +93,11 @@ def look(folders: Sequence[Folder], clock: Callable[[], float] = time.monotonic)
         note = f"not all of it was looked at: {MOST_FILES} files and {LOOK_S:g} s are the most" if enough() else ""
         models = tuple(one for one in judged if isinstance(one, Model))
         left_out = tuple(one for one in judged if isinstance(one, LeftOut))
+        where = printable(at_home(folder.path))
         if judged or (note and folder.path.is_dir()):
-            sources.append(Source("GGUF files", printable(at_home(folder.path)), models, left_out, note))
+            sources.append(Source(FILES, where, models, left_out, note))
+        elif empty and folder.named:
+            sources.append(Source(NO_FILE, where, note=_no_folder(folder.path)))
     return sources
 
 
@@ -150,6 +160,13 @@ def _files(folder: Folder, enough: Callable[[], bool]) -> Iterator[Path]:
             path = Path(place, name)
             if name.endswith(".gguf") and not LATER_PART.search(name) and path.is_file():
                 yield path
+
+
+def _no_folder(path: Path) -> str:
+    """Why there is nothing to look into; empty for a folder."""
+    if path.is_dir():
+        return ""
+    return "it is a file; name the folder that it is in" if path.exists() else "there is no such folder"
 
 
 def _unfit(path: Path, metadata: Mapping[str, Any]) -> str | None:

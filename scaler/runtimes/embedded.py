@@ -57,6 +57,9 @@ class EmbeddedRuntime:
     async def release(self, settings: EmbeddedLevel) -> None:
         """Nothing: what an earlier scaler had loaded has ended with it."""
 
+    async def close(self) -> None:
+        """Nothing goes on in the background."""
+
     def require(self) -> None:
         """Raises MissingExtra when llama.cpp or the HTTP client is not installed."""
         for module in ("xllamacpp", "aiohttp", "orjson"):

@@ -89,6 +89,9 @@ class LlamaRouterRuntime:
     async def release(self, settings: LlamaRouterLevel) -> None:
         """Nothing: a model that a scaler before has left cannot be told from one that others use."""
 
+    async def close(self) -> None:
+        """Nothing goes on in the background."""
+
     async def load(self, settings: LlamaRouterLevel, progress: Callable[[float], None]) -> LlamaRouterModel:
         """Have the router load it, or take over what it has loaded already. Raises LevelUnavailable, MissingExtra."""
         self.require()

@@ -60,6 +60,9 @@ class LlamaServerRuntime:
     async def release(self, settings: LlamaServerLevel) -> None:
         """Nothing: what an earlier scaler had loaded has ended with it."""
 
+    async def close(self) -> None:
+        """Nothing goes on in the background."""
+
     async def load(self, settings: LlamaServerLevel, progress: Callable[[float], None]) -> LlamaServerModel:
         """Start a child, wait until it serves. Raises LevelUnavailable, MissingExtra."""
         self.require()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -36,6 +38,10 @@ LIST_EVERY = 25
 """At every so manieth look for the process (5 s) LM Studio is asked as well: each question stands in its log."""
 LIST_S = 1.0
 """What it holds LM Studio lists within this, or not this time."""
+SEEN_S = 0.5
+"""So long holds what the processes of a load were seen to be: to find them takes a look at all of the machine's."""
+CLOSE_S = 30.0
+"""At the end so long is waited for loads that were given up, which LM Studio goes on with."""
 DESCRIBE_S = 0.3
 """A model that LM Studio does not describe within this is told by its name."""
 IS_GONE = (
@@ -45,7 +51,7 @@ IS_GONE = (
 GONE = "LM Studio unloaded it or its process ended"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Loading:
     """A load that is under way, until what came of it is known."""
 
@@ -56,10 +62,18 @@ class _Loading:
     """Its descendants when the load began."""
     instances: frozenset[str]
     """The ids of the model's instances then."""
+    _seen: tuple[float, frozenset[int]] = (-math.inf, frozenset())
 
     def pids(self) -> frozenset[int]:
         """The processes that came since."""
         return holders(self.server, self.before)
+
+    def pids_seen(self) -> frozenset[int]:
+        """The same, as of half a second ago at the most. From any thread."""
+        now_s = time.monotonic()
+        if now_s - self._seen[0] >= SEEN_S:
+            self._seen = now_s, self.pids()
+        return self._seen[1]
 
 
 class LmStudioRuntime:
@@ -68,7 +82,7 @@ class LmStudioRuntime:
     def __init__(self) -> None:
         self._loaded: set[LmStudioModel] = set()
         self._loading: set[_Loading] = set()
-        self._clearing: set[asyncio.Task[None]] = set()
+        self._clearing: dict[asyncio.Task[str | None], Rest] = {}
         self._described: dict[tuple[str, str], Listed] = {}
 
     def require(self) -> None:
@@ -126,7 +140,7 @@ class LmStudioRuntime:
         loading = tuple(self._loading)
         own = {model.pid for model in tuple(self._loaded)}
         for one in loading:
-            own |= one.pids()
+            own |= one.pids_seen()
         return tuple(own)
 
     async def release(self, settings: LmStudioLevel) -> None:
@@ -162,8 +176,8 @@ class LmStudioRuntime:
             taken = LmStudioModel(settings, loaded.instance_id, self._pid(rest, loading), self)
         except BaseException as error:
             clearing = asyncio.create_task(self._clear(rest, loading, asked), name=f"clear {settings.name}")
-            self._clearing.add(clearing)
-            clearing.add_done_callback(self._clearing.discard)
+            self._clearing[clearing] = rest
+            clearing.add_done_callback(lambda task: self._clearing.pop(task, None))
             if asked.done() or isinstance(error, asyncio.CancelledError):
                 # Nothing may stay behind that nobody knows of, nor be in the way of what is loaded next.
                 await asyncio.wait([clearing], timeout=settings.load_timeout_s)
@@ -207,15 +221,38 @@ class LmStudioRuntime:
             )
         return next(iter(new))
 
-    async def _clear(self, rest: Rest, loading: _Loading, asked: asyncio.Task[Loaded]) -> None:
-        """Unload what came of a load that nobody wants; its processes count as ours until then."""
+    async def close(self) -> None:
+        """Wait until the loads that were given up have ended and are unloaded. Raises LevelUnavailable if one is not.
+
+        After half a minute the rest is left: LM Studio will hold those models.
+        """
+        clearing = dict(self._clearing)
+        if not clearing:
+            return
+        done, late = await asyncio.wait(clearing, timeout=CLOSE_S)
+        left = [failure for task in done if (failure := task.result()) is not None]
+        left += [
+            f"{clearing[task].where}: LM Studio still loads it, though nobody wants it any more, and will hold it; "
+            "when it has, `lms ps` shows its ID, and `lms unload ID` ends it"
+            for task in late
+        ]
+        if left:
+            raise LevelUnavailable("\n".join(left))
+
+    async def _clear(self, rest: Rest, loading: _Loading, asked: asyncio.Task[Loaded]) -> str | None:
+        """Unload what came of a load that nobody wants; its processes count as ours until then.
+
+        Returns why that failed, None where it did not.
+        """
         try:
             for instance in await _outcome(rest, loading, asked):
                 await rest.unload(instance)
                 await rest.clear(instance)
+            return None
         except LevelUnavailable as error:
             # Why it is not wanted is told already; what LM Studio holds now counts as the others'.
             log.warning("%s", error)
+            return str(error)
         finally:
             self._loading.discard(loading)
 

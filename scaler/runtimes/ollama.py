@@ -114,6 +114,9 @@ class OllamaRuntime:
                         await client.generate(settings.model, keep_alive=0)
                         await _gone(client, settings)
 
+    async def close(self) -> None:
+        """Nothing goes on in the background."""
+
     async def load(self, settings: OllamaLevel, progress: Callable[[float], None]) -> OllamaModel:
         """Have Ollama load it, with the level's context window. Raises LevelUnavailable, MissingExtra."""
         self.require()

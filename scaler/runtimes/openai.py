@@ -72,6 +72,9 @@ class OpenAIRuntime:
     async def release(self, settings: OpenAILevel) -> None:
         """Nothing: what the server holds is not scaler's."""
 
+    async def close(self) -> None:
+        """Nothing goes on in the background."""
+
     async def load(self, settings: OpenAILevel, progress: Callable[[float], None]) -> OpenAIModel:
         """See that the server is there and has the model. Raises LevelUnavailable, MissingExtra."""
         self.require()

@@ -93,6 +93,12 @@ class Runtime(Protocol[L]):
         Cancelling ends what was started. Raises LevelUnavailable with the level, the file and the cause.
         """
 
+    async def close(self) -> None:
+        """Wait for what still goes on in the background when every model was unloaded; half a minute at the most.
+
+        Raises LevelUnavailable that names what it had to leave. Safe to call twice.
+        """
+
 
 class EmbeddingModel(Protocol):
     """A model that is loaded and turns texts into vectors."""

@@ -102,6 +102,9 @@ class VllmRuntime:
             if not await _sleeps(steering):
                 await _put_to_sleep(steering, settings.sleep)
 
+    async def close(self) -> None:
+        """Nothing goes on in the background."""
+
     async def load(self, settings: VllmLevel, progress: Callable[[float], None]) -> VllmModel:
         """Wake the level's server up. Raises LevelUnavailable, MissingExtra."""
         self.require()

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from scaler.advice import Suggestion
-from scaler.events import Advised, DecisionMade, Hurried, ModelDied, PinChanged, ScalerEvent, SwitchDone, SwitchFailed
+from scaler.events import (
+    Advised,
+    DecisionMade,
+    Hurried,
+    ModelDied,
+    PinChanged,
+    ScalerEvent,
+    SwitchDone,
+    SwitchFailed,
+    UnloadFailed,
+)
 from scaler.journal import Journal, record_of
 from scaler.levels import GIB, RAM, Ladder, Level
 from scaler.machine import LevelMachine, Switch
@@ -110,6 +120,14 @@ def test_it_tells_each_event_in_one_line_with_time_reason_and_outcome(scaler: Ru
     assert lines[3].endswith("  small died: killed by signal 9")
     assert "small → off: the model of small died [not finished]" in lines[4]
     assert [line[21:] for line in lines[5:]] == ["pinned to small", "unpinned"]
+
+
+def test_a_model_that_will_not_go_is_told_with_the_reason(scaler: Run, path: Path) -> None:
+    """It holds memory that nobody has use of, and only a person can end it."""
+    story = Story(path)
+    story.tell(UnloadFailed("large", "large: the server is still awake"))
+    story.journal.close()
+    assert scaler("history").stdout[21:] == "large was told to go and stays: large: the server is still awake\n"
 
 
 def test_what_was_suggested_is_told_with_how_much_more_there_was(scaler: Run, path: Path) -> None:

@@ -116,7 +116,7 @@ def test_what_it_writes_works_out_at_the_servers_themselves(scaler: Run, ollama:
     """With --yes nobody is asked; then the next step that it names is taken."""
     done = scaler("init", "--only", "--url", ollama, "--yes")
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"Wrote {own}. Now:\n  scaler config check  # asks" in done.stdout
+    assert f"Wrote {own}. Now:\n  scaler config check  # tells" in done.stdout
     assert models(own) == ["tiny:1b", "middle:3b", "big:8b"]
     assert list(own.parent.iterdir()) == [own]
     assert scaler("config", "check").stdout == "ok\n"
@@ -214,7 +214,7 @@ def test_without_models_nothing_is_written_and_it_is_said_how_to_get_some(
         done = scaler("init", "--only", "--models", str(tmp_path / "none"), *more)
         assert done.returncode == 1
         told = done.stdout + done.stderr
-        assert "Found: no model server, and no GGUF file" in told
+        assert "Found\n  no GGUF file in ~/none\n    there is no such folder\n" in told
         assert "Nothing to propose: no models were found." in told
         assert "ollama pull llama3.2:3b" in told
         assert not own.exists()

@@ -199,3 +199,21 @@ def test_nothing_is_climbed_while_answers_wait_for_the_models_cache() -> None:
         if load is both:
             sentence = explain(drive.machine.evidence, 1, verdict)
             assert sentence == "3 answers wait and the cache is 97 % full; nothing larger is loaded above 90 %"
+
+
+def test_a_level_that_takes_nothing_here_is_not_told_in_figures_of_this_machine() -> None:
+    """Its usage would read as 0 %, as if nothing were in use."""
+    ladder = Ladder([Level("small", {RAM: 2 * GIB}, 0.5, 1.0), Level("far", {}, 1.0, 1.0)])
+    drive = Driver(ladder, initial="small")
+    drive.read(8, 1)
+    verdict = GUARDS["fits_below_band"].test(drive.machine.evidence, 1)
+    assert explain(drive.machine.evidence, 1, verdict) == "far takes nothing of this machine"
+
+
+def test_what_cannot_be_read_is_named() -> None:
+    """Of which resource the usage is not known, above all."""
+    drive = Driver(GPU_LADDER, initial="small")
+    drive.read_gpu(2, None)
+    verdict = GUARDS["fits_below_band"].test(drive.machine.evidence, 2)
+    sentence = explain(drive.machine.evidence, 2, verdict)
+    assert sentence.startswith("usage at large would be unknown of gpu0, which cannot be read now; to climb it must be")

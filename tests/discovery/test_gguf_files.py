@@ -181,3 +181,19 @@ def test_names_that_cannot_be_written_down_are_told_safely(home: Path) -> None:
     assert source.models == ()
     assert len(source.left_out) == 3
     assert all(one.name.isprintable() and "cannot be printed" in one.why for one in source.left_out)
+
+
+def test_a_folder_that_a_person_named_is_told_of_also_where_nothing_is(home: Path) -> None:
+    """Who mistyped it sees so; the usual folders that nobody has are no news."""
+    (home / "empty").mkdir()
+    model = file(home / "models" / "a.gguf")
+    asked = [home / "empty", home / "modles", model, model.parent, home]
+    told = [(source.what, source.where, source.note) for source in look([Folder(path, named=True) for path in asked])]
+    assert told == [
+        ("no GGUF file", "~/empty", ""),
+        ("no GGUF file", "~/modles", "there is no such folder"),
+        ("no GGUF file", "~/models/a.gguf", "it is a file; name the folder that it is in"),
+        # All that the last one has was found in this one.
+        ("GGUF files", "~/models", ""),
+    ]
+    assert look([Folder(path) for path in asked[:3]]) == []

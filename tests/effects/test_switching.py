@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scaler import switching
 from scaler.answering import collect
 from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable, NeverAsked, QueueFull, RequestTimedOut
-from scaler.events import Drained, ScalerEvent
+from scaler.events import Drained, ScalerEvent, UnloadFailed
 from scaler.level_settings import EmbeddedLevel
 from scaler.levels import GIB, RAM, Ladder, Level, Saving
 from scaler.machine import Decision, Switch
@@ -82,6 +84,9 @@ class Model:
 
     async def unload(self) -> None:
         self._runtime.log.append(f"unload {self.name}")
+        await self._runtime.going.wait()
+        if (failure := self._runtime.staying.get(self.name)) is not None:
+            raise failure
 
 
 class Runtime:
@@ -90,6 +95,13 @@ class Runtime:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.released: set[str] = set()
+        self.releases: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
+        """What letting go of a level's server does; nothing where none is given."""
+        self.staying: dict[str, Exception] = {}
+        """What is raised by those that will not unload."""
+        self.going = asyncio.Event()
+        self.going.set()
+        self.closing: LevelUnavailable | None = None
         self.models: dict[str, Model] = {}
         self.failing: set[str] = set()
         self.busy = False
@@ -114,7 +126,16 @@ class Runtime:
         return ()
 
     async def release(self, settings: EmbeddedLevel) -> None:
-        self.released.add(settings.name)
+        try:
+            if settings.name in self.releases:
+                await self.releases[settings.name]()
+        finally:
+            self.released.add(settings.name)
+
+    async def close(self) -> None:
+        self.log.append("close")
+        if self.closing is not None:
+            raise self.closing
 
     async def load(self, settings: EmbeddedLevel, progress: Callable[[float], None]) -> Model:
         # Whatever was held before is let go of before anything is loaded.
@@ -166,8 +187,15 @@ class Told:
 class Stage:
     """A switcher, its runtime and its reports."""
 
-    def __init__(self, queue_limit: int = 2, wait_s: float = 10.0, standby: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        queue_limit: int = 2,
+        wait_s: float = 10.0,
+        standby: Collection[str] = (),
+        releases: Mapping[str, Callable[[], Coroutine[Any, Any, None]]] | None = None,
+    ) -> None:
         self.runtime, self.told = Runtime(), Told()
+        self.runtime.releases.update(releases or {})
         names = ("small", "medium", "large")
         settings = {n: EmbeddedLevel(name=n, model=Path(n), standby=n in standby) for n in names}
         levels = {name: (self.runtime, level) for name, level in settings.items()}
@@ -415,3 +443,140 @@ async def test_off_unloads_everything(stage: Stage) -> None:
     await stage.serve("small")
     await stage.told.until("switched", stage.ask("off", beside=False))
     assert stage.runtime.log[-1] == "unload small"
+
+
+# -------------------------------------------------------------------- what was loaded before
+
+
+async def raises() -> None:
+    """A fault in a runtime."""
+    raise RuntimeError("a header with a line break")
+
+
+async def hangs() -> None:
+    """A server that takes the request and does not answer."""
+    await asyncio.Event().wait()
+
+
+def test_what_cannot_be_let_go_of_keeps_no_level_from_being_served(caplog: pytest.LogCaptureFixture) -> None:
+    """A fault in one runtime is in the log, and the switches are performed all the same."""
+
+    @partial(on_stage, releases={"large": raises})
+    async def body(stage: Stage) -> None:
+        await stage.serve("small")
+        await stage.serve("large")
+
+    body()
+    assert "large: letting go of what was loaded before scaler came failed" in caplog.text
+    assert "a header with a line break" in caplog.text
+
+
+def test_a_server_that_does_not_answer_delays_the_first_switch_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it is left alone at the end."""
+    monkeypatch.setattr(switching, "RELEASE_S", 0.01)
+
+    @partial(on_stage, releases={"large": hangs})
+    async def body(stage: Stage) -> None:
+        await stage.serve("small")
+        assert "large" not in stage.runtime.released
+        await stage.switcher.close()
+        assert "large" in stage.runtime.released
+
+    body()
+
+
+def test_a_level_is_not_loaded_before_its_server_has_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told to sleep before and late to obey, it would take the level away that serves by then."""
+    monkeypatch.setattr(switching, "RELEASE_S", 0.01)
+    obeys = asyncio.Event()
+
+    async def late() -> None:
+        await obeys.wait()
+
+    @partial(on_stage, releases={"large": late})
+    async def body(stage: Stage) -> None:
+        await stage.serve("small")
+        # That it is released by then, the runtime checks.
+        first = stage.ask("large")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert stage.runtime.log == ["load small"]
+        # One that is overtaken meanwhile breaks nothing off.
+        await stage.told.until("switched", stage.ask("medium"))
+        assert ("switched", first) not in stage.told.log
+        second = stage.ask("large")
+        obeys.set()
+        await stage.told.until("switched", second)
+
+    body()
+
+
+def test_a_server_that_never_lets_go_is_loaded_from_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it can be used, the load finds out."""
+    monkeypatch.setattr(switching, "RELEASE_S", 0.01)
+    monkeypatch.setattr(switching, "RELEASE_ENDS_S", 0.05)
+
+    @partial(on_stage, releases={"large": hangs})
+    async def body(stage: Stage) -> None:
+        await stage.serve("large")
+
+    body()
+
+
+# -------------------------------------------------------------------- what will not go
+
+
+def unload_failures(stage: Stage) -> list[ScalerEvent]:
+    return [told[0] for told in stage.told.log if isinstance(told[0], UnloadFailed)]
+
+
+@on_stage
+async def test_a_model_that_will_not_go_is_told_though_its_switch_was_overtaken(stage: Stage) -> None:
+    """Nobody else would; and it is told to go again at the end, as often as that is asked for."""
+    await stage.serve("small")
+    stage.runtime.staying["small"] = LevelUnavailable("small: stays")
+    stage.runtime.going.clear()
+    first = stage.ask("medium")
+    while "unload small" not in stage.runtime.log:
+        await asyncio.sleep(0)
+    stage.runtime.gate.clear()
+    second = stage.ask("large")
+    while "load large" not in stage.runtime.log:
+        await asyncio.sleep(0)
+    stage.runtime.going.set()
+    await stage.told.until(UnloadFailed("small", "small: stays"))
+    stage.runtime.gate.set()
+    await stage.told.until("switched", second)
+    assert ("switched", first) not in stage.told.log
+    with pytest.raises(LevelUnavailable, match="small: stays"):
+        await stage.switcher.close()
+    # The others went all the same.
+    assert stage.runtime.log[-3:] == ["unload large", "unload small", "close"]
+    stage.runtime.staying.clear()
+    for _ in range(2):
+        await stage.switcher.close()
+    assert stage.runtime.log.count("unload small") == 3
+    assert len(unload_failures(stage)) == 1
+
+
+@on_stage
+async def test_a_model_that_will_not_go_fails_the_switch_that_waits_for_it(stage: Stage) -> None:
+    """A fault in its runtime as well; the memory is not to be had."""
+    await stage.serve("small")
+    stage.runtime.staying["small"] = RuntimeError("odd")
+    await stage.told.until("failed", stage.ask("large", beside=False), "off")
+    assert unload_failures(stage) == [UnloadFailed("small", "small: RuntimeError: odd")]
+    stage.runtime.staying.clear()
+
+
+@on_stage
+async def test_at_the_end_every_model_is_told_to_go_and_every_failure_told(stage: Stage) -> None:
+    """Then each runtime once, which may have loads to wait for that were given up."""
+    await stage.serve("small")
+    stage.runtime.staying["small"] = LevelUnavailable("small: stays")
+    stage.runtime.closing = LevelUnavailable("large: still loading")
+    with pytest.raises(LevelUnavailable, match=r"^small: stays\nlarge: still loading$"):
+        await stage.switcher.close()
+    assert stage.runtime.log == ["load small", "unload small", "close"]
+    stage.runtime.staying.clear()
+    stage.runtime.closing = None

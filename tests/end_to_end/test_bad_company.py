@@ -99,6 +99,9 @@ class Breaking:
     async def release(self, _: EmbeddedLevel) -> None:
         """Nothing is held."""
 
+    async def close(self) -> None:
+        """Nothing goes on in the background."""
+
     async def load(self, settings: EmbeddedLevel, _: Callable[[float], None]) -> EmbeddedModel:
         folder = tempfile.TemporaryDirectory(prefix="s")
         server = await asyncio.start_unix_server(self._serve, f"{folder.name}/model.sock")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
+from scaler.errors import LevelUnavailable
 from scaler.events import AnswerHandedOver
 from scaler.levels import GIB
 from scaler.sensors import Sensor
@@ -104,3 +106,22 @@ def test_a_ladder_of_vllm_servers_is_climbed_and_left_under_pressure_on_the_gpu(
         )
         # From its deep sleep the large one has its weights again.
         assert (answer.model, answer.choices[0].message.content) == ("large", " 1 2 3")
+
+
+def test_a_server_that_will_not_sleep_keeps_nothing_else_from_ending(
+    serving: Callable[..., Any], servers: dict[str, VllmServer]
+) -> None:
+    """It is told at the end, and every thread and file is closed all the same."""
+    ladder = [{"name": "small", "runtime": "vllm", "url": servers["small"].url, "model": "small", "vram_gib": 4}]
+    with ExitStack() as running:
+        _, manager, watch = running.enter_context(serving(ladder=ladder))
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        servers["small"].set(stays_awake=True)
+        ending = running.pop_all()
+    with pytest.raises(LevelUnavailable, match="told to sleep, the server is still awake"):
+        ending.close()
+    assert not manager.effects.running
+    assert not any(thread.name.startswith("scaler") for thread in threading.enumerate())
+    # There is nothing left to do.
+    manager.shutdown()

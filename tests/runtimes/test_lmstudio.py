@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from scaler.level_settings import LmStudioLevel
 from scaler.runtimes import lmstudio, lmstudio_rest
 from scaler.runtimes.lmstudio import LmStudioModel, LmStudioRuntime
 from scaler.runtimes.lmstudio_size import cached_bytes, weights_named
+from scaler.runtimes.lmstudio_workers import holders
 from scaler.sensors.processes import process_tree
 from tests.runtimes.lmstudio_server import LmStudioServer, Model, Workers
 
@@ -382,6 +383,91 @@ def test_a_load_that_is_cancelled_leaves_nothing_behind(server: LmStudioServer) 
         assert not server.loaded
         assert not works()
         assert tuple(runtime.pids()) == ()
+
+    asyncio.run(body())
+
+
+def test_at_the_end_a_load_that_was_given_up_is_waited_for(server: LmStudioServer) -> None:
+    """Else LM Studio would hold what nobody wants."""
+    server.load_s = 1.0
+
+    async def body() -> None:
+        runtime = LmStudioRuntime()
+        with pytest.raises(LevelUnavailable, match=r"not loaded within 0\.2 s"):
+            await runtime.load(level(server, load_timeout_s=0.2), lambda _: None)
+        assert works()
+        await runtime.close()
+        assert not server.loaded
+        assert not works()
+        assert tuple(runtime.pids()) == ()
+        await runtime.close()
+
+    asyncio.run(body())
+
+
+def test_a_load_that_does_not_end_is_left_and_told(server: LmStudioServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No end of scaler takes for ever; asked again, it waits again."""
+    monkeypatch.setattr(lmstudio, "CLOSE_S", 0.1)
+    server.load_s = 1.0
+
+    async def body() -> None:
+        runtime = LmStudioRuntime()
+        with pytest.raises(LevelUnavailable, match=r"not loaded within 0\.2 s"):
+            await runtime.load(level(server, load_timeout_s=0.2), lambda _: None)
+        with pytest.raises(LevelUnavailable, match=r"^small: small of LM Studio at .* still loads it.*`lms unload ID`"):
+            await runtime.close()
+        monkeypatch.setattr(lmstudio, "CLOSE_S", 30.0)
+        await runtime.close()
+        assert not server.loaded
+
+    asyncio.run(body())
+
+
+def test_a_load_that_was_given_up_and_will_not_unload_is_told_at_the_end(
+    server: LmStudioServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person has to do it."""
+    monkeypatch.setattr(lmstudio_rest, "UNLOAD_S", 0.3)
+    server.load_s, server.refuses_unload = 0.5, 500
+
+    async def body() -> None:
+        runtime = LmStudioRuntime()
+        with pytest.raises(LevelUnavailable, match=r"not loaded within 0\.2 s"):
+            await runtime.load(level(server, load_timeout_s=0.2), lambda _: None)
+        with pytest.raises(LevelUnavailable, match=r"^small: .*try `lms unload small`$"):
+            await runtime.close()
+
+    asyncio.run(body())
+
+
+def test_the_machines_processes_are_not_looked_at_for_each_sensor(
+    server: LmStudioServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a level loads, several ask within one reading; which process is the model's is never told from memory."""
+    looks = 0
+
+    def looked_at(listens: int, before: Collection[int]) -> frozenset[int]:
+        nonlocal looks
+        looks += 1
+        return holders(listens, before)
+
+    monkeypatch.setattr(lmstudio, "holders", looked_at)
+    monkeypatch.setattr(lmstudio, "SEEN_S", 3600.0)
+    server.load_s = 0.5
+
+    async def body() -> None:
+        runtime = LmStudioRuntime()
+        loading = asyncio.create_task(runtime.load(level(server), lambda _: None))
+        await until(lambda: runtime.pids() or looks)
+        for _ in range(10):
+            runtime.pids()
+        assert looks == 1
+        monkeypatch.setattr(lmstudio, "SEEN_S", 0.0)
+        await until(runtime.pids)
+        monkeypatch.setattr(lmstudio, "SEEN_S", 3600.0)
+        model = await loading
+        assert tuple(runtime.pids()) == (model.pid,)
+        await model.unload()
 
     asyncio.run(body())
 
