@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+EVERYTHING = ("completion", "tools", "vision", "thinking")
+"""What a model can do of which nothing is known: its server refuses by itself what it cannot."""
+
 
 @dataclass(frozen=True, slots=True)
 class Description:
@@ -28,5 +31,7 @@ class Description:
     quantization: str | None = None
     """As llama.cpp calls it, such as ``Q4_K_M``."""
     chat_template: str | None = None
+    capabilities: tuple[str, ...] | None = None
+    """What it can do, in Ollama's words: completion, tools, vision, thinking. None where only its template tells."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What else the file says of itself, without its long lists."""

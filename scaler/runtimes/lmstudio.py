@@ -16,7 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from scaler.descriptions import Description
+from scaler.descriptions import EVERYTHING, Description
 from scaler.errors import LevelUnavailable, MissingExtra, NeverAsked, RequestRejected
 from scaler.level_settings import LmStudioLevel
 from scaler.levels import Saving
@@ -113,7 +113,7 @@ class LmStudioRuntime:
                 self.require()
                 self._described[key] = at_once(Rest(settings).model(timeout_s=DESCRIBE_S))
             except (LevelUnavailable, MissingExtra):
-                return Description(settings.model, settings.context_tokens)
+                return Description(settings.model, settings.context_tokens, capabilities=EVERYTHING)
         model = self._described[key]
         return Description(
             settings.model,
@@ -123,6 +123,7 @@ class LmStudioRuntime:
             family=model.architecture,
             weights=None if model.weights is None else round(model.weights),
             quantization=model.quantization.name if model.quantization else None,
+            capabilities=_capabilities(model),
             metadata=_metadata(model),
         )
 
@@ -421,6 +422,14 @@ def _window(settings: LmStudioLevel, model: Listed) -> int:
     """The context window to load the model with: what one request after the other fills is one window to LM Studio."""
     wanted = settings.context_tokens * settings.parallel
     return wanted if model.max_context_length is None else min(wanted, model.max_context_length)
+
+
+def _capabilities(model: Listed) -> tuple[str, ...]:
+    """In Ollama's words. Of thinking LM Studio says nothing, and it cannot be switched off."""
+    able = model.capabilities
+    vision = able is not None and able.vision
+    tools = able is not None and able.trained_for_tool_use
+    return ("completion", *(("tools",) if tools else ()), *(("vision",) if vision else ()))
 
 
 def _metadata(model: Listed) -> Mapping[str, Any]:

@@ -45,6 +45,13 @@ class Instance(BaseModel):
     id: str
 
 
+class Capabilities(BaseModel):
+    """What a model can do."""
+
+    vision: bool = False
+    trained_for_tool_use: bool = False
+
+
 class Listed(BaseModel):
     """A model that LM Studio has. What it tells of none is None."""
 
@@ -52,6 +59,7 @@ class Listed(BaseModel):
     loaded_instances: list[Instance]
     type: str | None = None
     architecture: str | None = None
+    capabilities: Capabilities | None = None
     quantization: Quantization | None = None
     size_bytes: int | None = None
     params_string: str | None = None

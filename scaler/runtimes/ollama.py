@@ -13,13 +13,14 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from scaler.descriptions import Description
+from scaler.descriptions import EVERYTHING, Description
 from scaler.errors import LevelUnavailable, MissingExtra
 from scaler.level_settings import OllamaLevel, listed
-from scaler.levels import Saving
+from scaler.levels import RAM, Saving, gpu_resource
 from scaler.runtimes import ollama_dialect
 from scaler.runtimes.event_stream import LineStream
 from scaler.runtimes.gguf_size import OVERHEAD_BYTES, shape_in
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 ASK_S = 10.0
 """Within this Ollama says what it has and what is loaded; a load has its own time."""
+DESCRIBE_S = 0.5
+"""A model that Ollama does not describe within this is told by its name."""
 LOOK_EVERY_S = 0.2
 """How often Ollama is asked whether a model is gone."""
 UNLOAD_S = 30.0
@@ -51,6 +54,7 @@ class OllamaRuntime:
     def __init__(self) -> None:
         self._loaded: set[OllamaModel] = set()
         self._loading: dict[object, frozenset[int]] = {}
+        self._shown: dict[tuple[str, str], Description] = {}
 
     def require(self) -> None:
         """Raises MissingExtra when Ollama's client or the HTTP client is not installed."""
@@ -61,12 +65,33 @@ class OllamaRuntime:
                 )
 
     def footprint(self, settings: OllamaLevel) -> Mapping[str, int]:
-        """As declared, or estimated from what Ollama says of the model.
+        """As declared, as Ollama says where it holds the model so, or estimated from what it says of it.
 
         With ``vram_gib`` the model is on a GPU, and what it takes of RAM is a process without weights unless declared.
         Raises LevelUnavailable, MissingExtra.
         """
+        if not settings.declared and (held := self._held(settings)):
+            return held
         return settings.footprint(lambda: OVERHEAD_BYTES if settings.vram_gib else self._estimate(settings))
+
+    def _held(self, settings: OllamaLevel) -> Mapping[str, int]:
+        """What Ollama says that it takes, where it holds the model with the level's window; else nothing."""
+        self.require()
+        import ollama
+
+        with _Explained(settings), ollama.Client(host=settings.address, timeout=ASK_S, trust_env=False) as client:
+            models = client.ps().models
+        gpu = settings.gpu if isinstance(settings.gpu, int) else settings.gpu[0]
+        for one in models:
+            if (
+                listed(one.model or "") == settings.listed
+                and one.context_length == settings.context_tokens
+                and one.size
+            ):
+                vram = min(one.size_vram or 0, one.size)
+                ram = one.size - vram + OVERHEAD_BYTES
+                return {RAM: ram, gpu_resource(gpu): vram} if vram else {RAM: ram}
+        return {}
 
     def _estimate(self, settings: OllamaLevel) -> int:
         self.require()
@@ -84,8 +109,36 @@ class OllamaRuntime:
         return sizes[0] + cached + OVERHEAD_BYTES
 
     def describe(self, settings: OllamaLevel) -> Description:
-        """Its name; what else there is, Ollama tells."""
-        return Description(settings.model, settings.context_tokens)
+        """As Ollama shows it, once it has; its name as long as it does not answer."""
+        key = settings.address, settings.listed
+        if key not in self._shown:
+            try:
+                self._shown[key] = self._ask_for(settings)
+            except (LevelUnavailable, MissingExtra):
+                return Description(settings.model, settings.context_tokens, capabilities=EVERYTHING)
+        return replace(self._shown[key], context_tokens=settings.context_tokens)
+
+    def _ask_for(self, settings: OllamaLevel) -> Description:
+        self.require()
+        import ollama
+
+        with _Explained(settings), ollama.Client(host=settings.address, timeout=DESCRIBE_S, trust_env=False) as client:
+            shown = client.show(settings.model)
+            sizes = [one.size for one in client.list().models if listed(one.model or "") == settings.listed]
+        details, info = shown.details, shown.modelinfo or {}
+        weights = info.get("general.parameter_count")
+        return Description(
+            settings.model,
+            settings.context_tokens,
+            size_bytes=next(iter(sizes), None),
+            format=details.format if details else None,
+            family=details.family if details else None,
+            weights=weights if isinstance(weights, int) else None,
+            quantization=details.quantization_level if details else None,
+            chat_template=shown.template,
+            capabilities=tuple(shown.capabilities or ()) or None,
+            metadata={key: value for key, value in info.items() if isinstance(value, str | int | float)},
+        )
 
     def savings(self, settings: OllamaLevel) -> Sequence[Saving]:
         """None: what a level takes at other settings only Ollama knows."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from scaler.descriptions import Description
+from scaler.descriptions import EVERYTHING, Description
 from scaler.errors import LevelUnavailable, NeverAsked, RequestRejected
 from scaler.level_settings import OpenAILevel, ServedLevel
 from scaler.levels import Saving
@@ -55,7 +55,7 @@ class OpenAIRuntime:
 
     def describe(self, settings: OpenAILevel) -> Description:
         """Its name."""
-        return Description(settings.model, settings.context_tokens)
+        return Description(settings.model, settings.context_tokens, capabilities=EVERYTHING)
 
     def savings(self, settings: OpenAILevel) -> Sequence[Saving]:
         """None."""

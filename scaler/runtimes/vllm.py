@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from scaler.descriptions import Description
+from scaler.descriptions import EVERYTHING, Description
 from scaler.errors import LevelUnavailable
 from scaler.level_settings import VllmLevel
 from scaler.levels import Saving
@@ -81,7 +81,7 @@ class VllmRuntime:
 
     def describe(self, settings: VllmLevel) -> Description:
         """Its name; what else there is, the server does not tell."""
-        return Description(settings.model, settings.context_tokens)
+        return Description(settings.model, settings.context_tokens, capabilities=EVERYTHING)
 
     def savings(self, settings: VllmLevel) -> Sequence[Saving]:
         """None: how much a server takes was said when it was started."""

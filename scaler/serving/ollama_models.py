@@ -79,7 +79,9 @@ def shown(model: Description | None, able: Collection[str], context_tokens: int)
 
 
 def capabilities(model: Description) -> tuple[str, ...]:
-    """What programs may ask of the model, as far as its chat template tells."""
+    """What programs may ask of the model, as its runtime says, or as far as its chat template tells."""
+    if model.capabilities is not None:
+        return (COMPLETION, *(one for one in model.capabilities if one != COMPLETION))
     template = model.chat_template or ""
     return (
         COMPLETION,

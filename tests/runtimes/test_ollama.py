@@ -7,15 +7,19 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
+import ollama as ollama_client
 import psutil
 import pytest
 from pydantic import HttpUrl
 
+from scaler.descriptions import EVERYTHING, Description
 from scaler.errors import LevelUnavailable, RequestRejected
 from scaler.level_settings import OllamaLevel
 from scaler.runtimes import ollama
+from scaler.runtimes.gguf_size import OVERHEAD_BYTES
 from scaler.runtimes.ollama import OllamaModel, OllamaRuntime
 from tests.runtimes.ollama_server import Model, OllamaServer
 
@@ -215,6 +219,29 @@ def test_a_footprint_is_estimated_or_as_declared(server: OllamaServer) -> None:
     assert 20 * MIB < few < many
     assert OllamaRuntime().footprint(level(server, ram_gib=1.0)) == {"ram": 1024 * MIB}
     assert OllamaRuntime().footprint(level(server, vram_gib=1.0))["gpu0"] == 1024 * MIB
+
+
+def test_a_model_that_ollama_holds_takes_what_ollama_says(server: OllamaServer) -> None:
+    """Which part of it is on the GPU, above all; held with another window it may take something else."""
+    server.models["large:latest"] = replace(server.models["large:latest"], vram_bytes=50 * MIB)
+    with ollama_client.Client(host=server.url) as somebody:
+        for name in ("small", "large"):
+            somebody.generate(name, options={"num_ctx": 2048})
+    small, large = (OllamaRuntime().footprint(level(server, name, context_tokens=2048)) for name in ("small", "large"))
+    assert small == {"ram": 20 * MIB + OVERHEAD_BYTES}
+    assert large == {"ram": 10 * MIB + OVERHEAD_BYTES, "gpu0": 50 * MIB}
+    assert "gpu0" not in OllamaRuntime().footprint(level(server, "large", context_tokens=4096))
+
+
+def test_a_model_is_described_as_ollama_shows_it(server: OllamaServer) -> None:
+    """What it can do decides what programs may ask of it; an Ollama that is off is not asked in vain for long."""
+    server.models["small:latest"] = replace(server.models["small:latest"], capabilities=("completion", "vision"))
+    runtime = OllamaRuntime()
+    seen = runtime.describe(level(server, context_tokens=1024))
+    assert (seen.family, seen.quantization, seen.capabilities) == ("llama", "Q4_K_M", ("completion", "vision"))
+    assert (seen.context_tokens, seen.size_bytes, seen.weights) == (1024, 20 * MIB, 1_235_814_432)
+    off = OllamaLevel(name="off", runtime="ollama", model="small", url=HttpUrl("http://127.0.0.1:9"))
+    assert runtime.describe(off) == Description("small", 4096, capabilities=EVERYTHING)
 
 
 def test_one_model_with_two_windows_is_never_loaded_twice(server: OllamaServer) -> None:
