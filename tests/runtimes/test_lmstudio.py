@@ -862,7 +862,7 @@ def test_a_server_that_does_not_run_is_started(tmp_path: Path, monkeypatch: pyte
             asyncio.run(body())
     finally:
         os.close(holding)
-    asyncio.run(until(faults.exists))
+    asyncio.run(until(lambda: faults.exists() and faults.read_text().endswith("]")))
     assert json.loads(faults.read_text()) == []
 
 
