@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scaler import paths
 from scaler.cli import EXIT_OK, EXIT_USAGE, Command
-from scaler.errors import ConfigError, LevelUnavailable
+from scaler.errors import ConfigError, LevelUnavailable, MissingExtra
 
 if TYPE_CHECKING:
     from scaler.settings import Decided
@@ -61,24 +61,31 @@ def _check(config: Path | None, *, as_json: bool) -> int:
 
 
 def _usable(config: Path | None) -> None:
-    """Raises ConfigError for all that would keep `scaler run` from starting, the models' files included."""
+    """Raises ConfigError for all that would keep `scaler run` from starting: files and libraries that lack, too.
+
+    A server that is off does not: what it holds is asked for when a level is loaded.
+    """
     from scaler.assembly import assemble
-    from scaler.level_settings import EmbeddedLevel
+    from scaler.level_settings import EmbeddedLevel, LlamaServerLevel
     from scaler.settings import load_settings
 
     _decided(config)
     settings = load_settings(config)
     absent = [
-        f"{settings.file}: {level.name}: {level.model}: no such file; correct the level's model"
+        f"{settings.file}: {level.name}: {file}: no such file; correct the level's {key}"
         for level in settings.ladder
+        if isinstance(level, EmbeddedLevel | LlamaServerLevel)
+        for key, file in level
+        if key in ("binary", "model")
         # The demo ladder's are made when they are wanted.
-        if isinstance(level, EmbeddedLevel) and level.model.parent != paths.demo_models() and not level.model.is_file()
+        if file.parent != paths.demo_models() and not file.is_file()
     ]
     if absent:
         raise ConfigError("\n".join(absent))
     try:
-        assemble(config)
-    except LevelUnavailable as error:
+        for runtime, _ in assemble(config).levels.values():
+            runtime.require()
+    except (LevelUnavailable, MissingExtra) as error:
         raise ConfigError(f"{settings.file}: {error}") from error
 
 

@@ -79,3 +79,15 @@ def test_it_shows_which_file_decided_each_value(scaler: Run, own_config: Callabl
 def test_the_schema_is_the_one_that_is_checked(scaler: Run) -> None:
     """For an editor, from the same source as the checks."""
     assert json.loads(scaler("config", "schema").stdout) == settings_schema()
+
+
+def test_check_tells_a_program_that_lacks(scaler: Run, own_config: Callable[[str], Path], tmp_path: Path) -> None:
+    """It keeps `scaler run` from starting; a server that is off does not."""
+    model = tmp_path / "a.gguf"
+    model.write_bytes(b"GGUF")
+    own_config(f"ladder: [{{name: a, runtime: llama-server, binary: /no/llama-server, model: {model}}}]")
+    failed = scaler("config", "check")
+    assert failed.returncode == 2
+    assert "a: /no/llama-server: no such file; correct the level's binary" in failed.stderr
+    own_config("ladder: [{name: a, runtime: openai, url: 'http://127.0.0.1:9', model: m}]")
+    assert scaler("config", "check").stdout == "ok\n"
