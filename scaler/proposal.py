@@ -201,7 +201,7 @@ def _footprint(model: Model, gpu: int | None) -> dict[str, int]:
 
 def _lacking(footprint: Mapping[str, int], rooms: Mapping[str, Room]) -> _Lack | None:
     """What is wrong with a footprint here; None where there is room for it."""
-    if not any(footprint.values()):
+    if not all(footprint.values()):
         return _Lack("how much it takes is not known", now_only=False)
     found = None
     for resource, size in footprint.items():

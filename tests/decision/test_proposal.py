@@ -135,9 +135,11 @@ def test_a_server_that_only_takes_requests_comes_last_and_is_one_level() -> None
 
 def test_a_model_of_which_nobody_knows_what_it_takes_is_left_out() -> None:
     """A level that takes nothing would never give way."""
-    proposal = propose([Model("ollama", "a"), *models(b=2)], machine(), POLICY)
-    assert ladder(proposal) == ["b"]
-    assert whys(proposal) == {"a": "how much it takes is not known"}
+    # With a GPU that it would go onto, its process in RAM is no reason to take it either.
+    for here in (machine(), machine(gpu0=(8, 1))):
+        proposal = propose([Model("ollama", "a"), *models(b=2)], here, POLICY)
+        assert ladder(proposal) == ["b"]
+        assert whys(proposal) == {"a": "how much it takes is not known"}
 
 
 # ------------------------------------------------------------------------------------------------ GPUs
