@@ -84,9 +84,9 @@ class EventReader:
 
 def _in_our_words(chunk: dict[str, Any]) -> dict[str, Any]:
     """A chunk as llama.cpp has it, of servers that call a part otherwise or leave one empty: vLLM's ``reasoning``."""
-    choices = chunk.get("choices")
+    choices = chunk.get("choices", ())
     if choices is None:
-        chunk["choices"] = choices = []
+        choices = chunk["choices"] = []
     for choice in choices:
         delta = choice.get("delta")
         if delta and "reasoning" in delta:
