@@ -46,6 +46,8 @@ class OpenAIServer:
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self.stop()
+        # What was broken off is closed at the loop's next turn.
+        self._do(asyncio.sleep(0))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
