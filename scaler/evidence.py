@@ -271,8 +271,7 @@ class Evidence:
             part = self.usage[index]
             if not need or part is None:
                 continue
-            scale = self.scales[index]
-            most = at_most if scale is None else scale.own(at_most)
+            most = self.own_of(index, at_most)
             clears_s = self.peaks[index].clears_in_s(self.now_s, most, need / part.total_bytes)
             if clears_s is None:
                 return None
@@ -295,10 +294,14 @@ class Evidence:
         usage = used_bytes / part.total_bytes
         return usage if scale is None else scale.read(usage)
 
+    def own_of(self, index: int, read: float) -> float:
+        """The usage of a resource, of its own total, that reads as this."""
+        scale = self.scales[index]
+        return read if scale is None else scale.own(read)
+
     def own(self, position: int, read: float | None) -> float | None:
         """The usage of the resource that is tightest at a level, of its own total, that reads as this."""
-        scale = self.scales[self.tightest(position)] if position >= 0 else None
-        return read if scale is None or read is None else scale.own(read)
+        return read if read is None or position < 0 else self.own_of(self.tightest(position), read)
 
     def thresholds(self, index: int) -> tuple[float, float]:
         """Scale-at and critical-at of a resource, of its own total."""

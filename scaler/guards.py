@@ -197,15 +197,14 @@ def shortfall(evidence: Evidence, position: int) -> dict[str, int] | None:
     Empty where there is room: the limit is that of `fits_below_band`, and for the smallest level that of `recovers`.
     """
     limit, lacking = evidence.recovery_limit(position), {}
-    for resource, need, part in zip(evidence.resources, evidence.footprints.of(position), evidence.usage, strict=True):
+    for index, (need, part) in enumerate(zip(evidence.footprints.of(position), evidence.usage, strict=True)):
         if not need:
             continue
         if part is None:
             return None
-        scale = evidence.scales[evidence.resources.index(resource)]
-        at_most = limit if scale is None else scale.own(limit)
+        at_most = evidence.own_of(index, limit)
         if (over := part.other_bytes + need - math.floor(at_most * part.total_bytes)) > 0:
-            lacking[resource] = over
+            lacking[evidence.resources[index]] = over
     return lacking
 
 

@@ -19,7 +19,7 @@ RAM = "ram"
 
 
 def gpu_resource(index: int) -> str:
-    """The name of a GPU's memory as a resource: ``gpu0`` for the GPU that NVML calls 0."""
+    """The name of a GPU's memory as a resource: ``gpu0`` for the GPU that the sensors number 0."""
     return f"gpu{index}"
 
 

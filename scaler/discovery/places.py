@@ -8,15 +8,15 @@ TabbyAPI and text-generation-webui, 1337 Jan, 4891 GPT4All.
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from scaler.errors import ConfigError
+from scaler.runtimes.listeners import listeners
 
 PORTS = (11434, 1234, 8080, 8000, 5000, 1337, 4891)
 OLLAMA_PORT = 11434
@@ -117,7 +117,7 @@ def listening() -> list[Place]:
     import psutil
 
     addresses: dict[int, list[tuple[str, int]]] = {}
-    for pid, host, port in _listeners():
+    for pid, host, port in listeners():
         addresses.setdefault(pid, []).append((host, port))
     user = psutil.Process().username()
     servers = {pid for pid in addresses if _is_server(pid, user)}
@@ -139,23 +139,6 @@ def merged(*groups: Iterable[Place]) -> list[Place]:
         for place in group:
             found.setdefault(("here", place.port) if place.near else (place.url,), place)
     return list(found.values())
-
-
-def _listeners() -> Iterator[tuple[int, str, int]]:
-    """Which process listens at which host and port, as far as we may see."""
-    import psutil
-
-    try:
-        for one in psutil.net_connections("tcp"):
-            if one.status == psutil.CONN_LISTEN and one.pid is not None and one.laddr:
-                yield one.pid, one.laddr.ip, one.laddr.port
-    except psutil.AccessDenied:
-        # macOS shows all connections to root only, but each process its own.
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                for own in process.net_connections("tcp"):
-                    if own.status == psutil.CONN_LISTEN and own.laddr:
-                        yield process.pid, own.laddr.ip, own.laddr.port
 
 
 def _is_server(pid: int, user: str) -> bool:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import psutil
 
@@ -22,37 +23,53 @@ def listener(port: int, host: str | None = None) -> int | None:
     ``host``: the address that it is reached by, where several listen on one port; any when left out. Of several that
     share the socket it is the one that the others came of. Looks at every process, which may take a tenth of a second.
     """
-    found: list[tuple[Any, int | None]]
+    found = [one for one in listeners() if _meant(one, port, host)]
+    # One that listens at the address itself goes before one that listens at all of them.
+    first = min(found, key=lambda one: one.host in EVERYWHERE, default=None)
+    return None if first is None else _topmost(psutil.Process(first.pid), port, host)
+
+
+class Listener(NamedTuple):
+    """A process, and a TCP address at which it listens."""
+
+    pid: int
+    host: str
+    port: int
+
+
+def listeners() -> Iterator[Listener]:
+    """Every process that listens on TCP, once for each address, as far as we may see. Looks at every process."""
     try:
-        found = [(one, one.pid) for one in psutil.net_connections("tcp") if _listens(one, port, host)]
+        for one in psutil.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN and one.pid is not None and one.laddr:
+                yield Listener(one.pid, one.laddr.ip, one.laddr.port)
     except psutil.AccessDenied:
         # macOS shows all connections to root only, but each process its own.
-        found = [(one, process.pid) for process in psutil.process_iter() for one in _of(process, port, host)]
-    # One that listens at the address itself goes before one that listens at all of them.
-    found.sort(key=lambda one: one[0].laddr.ip in EVERYWHERE)
-    pid = next((pid for _, pid in found if pid is not None), None)
-    return None if pid is None else _topmost(psutil.Process(pid), port, host)
+        for process in psutil.process_iter():
+            yield from _of(process)
 
 
 def _topmost(process: psutil.Process, port: int, host: str | None) -> int:
     with contextlib.suppress(psutil.Error):
-        while (parent := process.parent()) is not None and _of(parent, port, host):
+        while (parent := process.parent()) is not None and any(_meant(one, port, host) for one in _of(parent)):
             process = parent
     return int(process.pid)
 
 
-def _of(process: psutil.Process, port: int, host: str | None) -> list[Any]:
-    """The sockets on which a process listens there; none where we may not look."""
+def _of(process: psutil.Process) -> list[Listener]:
+    """Where a process listens; nowhere if we may not look."""
     with contextlib.suppress(psutil.Error):
-        return [one for one in process.net_connections("tcp") if _listens(one, port, host)]
+        return [
+            Listener(process.pid, one.laddr.ip, one.laddr.port)
+            for one in process.net_connections("tcp")
+            if one.status == psutil.CONN_LISTEN and one.laddr
+        ]
     return []
 
 
-def _listens(connection: Any, port: int, host: str | None) -> bool:
-    if connection.status != psutil.CONN_LISTEN or not connection.laddr or connection.laddr.port != port:
-        return False
+def _meant(one: Listener, port: int, host: str | None) -> bool:
     hosts = HERE if host == "localhost" else (host.strip("[]"),) if host else ()
-    return not hosts or connection.laddr.ip in (*hosts, *EVERYWHERE)
+    return one.port == port and (not hosts or one.host in (*hosts, *EVERYWHERE))
 
 
 def runs(pid: int) -> bool:
@@ -61,6 +78,14 @@ def runs(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+async def gone_within(pid: int, seconds: float) -> bool:
+    """Whether a process ends in that time; returns as soon as it has."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await gone(pid)
+    return not runs(pid)
 
 
 async def gone(pid: int) -> None:

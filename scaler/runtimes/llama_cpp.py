@@ -13,10 +13,8 @@ from typing import Any, Generic
 
 from scaler.runtimes.embedded_server import SPARE_THREADS
 from scaler.runtimes.model_process import P
-from scaler.runtimes.model_server import CONTINUE, EventReader, ModelServer, goes_on
+from scaler.runtimes.model_server import GONE_S, EventReader, ModelServer, streamed
 
-GONE_S = 1.0
-"""How long after a broken connection the end of its process is waited for, in order to tell the cause."""
 CALLS = SPARE_THREADS - 1
 """How many questions beside answers are asked at a time; one thread is left for /health.
 
@@ -49,10 +47,7 @@ class LlamaCppModel:
         return self._stream("/v1/completions", request)
 
     def _stream(self, path: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        asked = {**request, **self._besides, "stream": True, "stream_options": {"include_usage": True}}
-        if goes_on(request):
-            asked |= CONTINUE
-        return self._server.stream(f"{path}{self._query}", asked, EventReader())
+        return self._server.stream(f"{path}{self._query}", streamed(request, **self._besides), EventReader())
 
     async def count_tokens(self, request: Mapping[str, Any]) -> int:
         """Tokens of the prompt as the model's own template and vocabulary have it."""

@@ -19,11 +19,11 @@ from scaler.level_settings import LlamaRouterLevel
 from scaler.levels import Saving
 from scaler.runtimes.gguf_description import describe_file
 from scaler.runtimes.gguf_size import CACHE_BLOCK_BYTES, OVERHEAD_BYTES, read_metadata, serving_bytes, weights_bytes
-from scaler.runtimes.listeners import LOOK_EVERY_S, gone, listener, runs
-from scaler.runtimes.llama_cpp import CALLS, GONE_S, LlamaCppModel
+from scaler.runtimes.listeners import LOOK_EVERY_S, gone, gone_within, listener, runs
+from scaler.runtimes.llama_cpp import CALLS, LlamaCppModel
 from scaler.runtimes.llama_router_control import Listed, RouterControl, Status, props_path
 from scaler.runtimes.model_process import held
-from scaler.runtimes.model_server import ModelServer
+from scaler.runtimes.model_server import GONE_S, ModelServer
 from scaler.runtimes.steering import Refused, at_once, authorization, require_client
 
 GONE = "the router unloaded it or its process ended"
@@ -233,13 +233,11 @@ class LlamaRouterModel(LlamaCppModel):
         self._runtime.forget(self)
 
     async def _why_gone(self) -> str | None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GONE_S):
-                await gone(self.pid)
-            # Until whoever watches it has noticed, too: else it would be asked again at once.
-            await asyncio.sleep(LOOK_EVERY_S)
-            return GONE
-        return None
+        if not await gone_within(self.pid, GONE_S):
+            return None
+        # Until whoever watches it has noticed, too: else it would be asked again at once.
+        await asyncio.sleep(LOOK_EVERY_S)
+        return GONE
 
 
 async def _let_go(control: RouterControl, listed: str) -> None:

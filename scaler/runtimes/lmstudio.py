@@ -22,18 +22,16 @@ from scaler.level_settings import LmStudioLevel
 from scaler.levels import Saving
 from scaler.runtimes import lmstudio_dialect
 from scaler.runtimes.gguf_size import OVERHEAD_BYTES
-from scaler.runtimes.listeners import gone, listener, runs
+from scaler.runtimes.listeners import gone_within, listener, runs
 from scaler.runtimes.lmstudio_rest import LOOK_EVERY_S, UNLOAD_S, Listed, Loaded, Rest
 from scaler.runtimes.lmstudio_size import serving_bytes
 from scaler.runtimes.lmstudio_workers import below, holders
-from scaler.runtimes.model_server import EventReader, ModelServer
+from scaler.runtimes.model_server import GONE_S, EventReader, ModelServer
 from scaler.runtimes.steering import Refused, Unreachable, at_once, authorization, require_client
 from scaler.runtimes.token_estimate import estimated_tokens
 
 log = logging.getLogger(__name__)
 
-GONE_S = 1.0
-"""How long after a broken connection the end of the model's process is waited for, in order to tell the cause."""
 LIST_EVERY = 25
 """At every so manieth look for the process (5 s) LM Studio is asked as well: each question stands in its log."""
 LIST_S = 1.0
@@ -387,10 +385,7 @@ class LmStudioModel:
             except LevelUnavailable:
                 if runs(self.pid):
                     raise
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(UNLOAD_S):
-                    await gone(self.pid)
-            if runs(self.pid):
+            if not await gone_within(self.pid, UNLOAD_S):
                 raise self._rest.stays(self.instance)
         if self._runtime.has(self.instance, besides=self):
             return
@@ -399,11 +394,7 @@ class LmStudioModel:
             await self._rest.clear(self.instance)
 
     async def _why_gone(self) -> str | None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GONE_S):
-                await gone(self.pid)
-            return GONE
-        return None
+        return GONE if await gone_within(self.pid, GONE_S) else None
 
 
 async def _outcome(rest: Rest, loading: _Loading, asked: asyncio.Task[Loaded]) -> Collection[str]:

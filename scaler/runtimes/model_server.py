@@ -20,6 +20,8 @@ JSON = {"Content-Type": "application/json"}
 """The header of what is sent."""
 EVENT_LIMIT_BYTES = 16 * 1024**2
 """The longest server-sent event that is read: a tool call with a long argument is one event."""
+GONE_S = 1.0
+"""How long after a broken connection the end of the model's process is waited for, in order to tell the cause."""
 HEALTH_S = 5.0
 """A server that has not said within this that it is well is not."""
 OF_THE_SERVER = (401, 403, 404, 408, 429)
@@ -42,6 +44,15 @@ Source: https://docs.vllm.ai/en/latest/serving/openai_compatible_server/ and htt
 def goes_on(request: Mapping[str, Any]) -> bool:
     """Whether the last message of a request is to be gone on with."""
     return bool((request.get("messages") or [{}])[-1].get("role") == "assistant")
+
+
+def streamed(request: Mapping[str, Any], **besides: Any) -> dict[str, Any]:
+    """The body of an OpenAI request as every server of its API is asked: streamed, with the count of tokens at the end.
+
+    ``besides`` wins over what the request says.
+    """
+    going_on = CONTINUE if goes_on(request) else {}
+    return {**request, **besides, "stream": True, "stream_options": {"include_usage": True}, **going_on}
 
 
 class Reader(Protocol):

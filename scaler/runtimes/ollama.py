@@ -24,8 +24,8 @@ from scaler.levels import RAM, Saving, gpu_resource
 from scaler.runtimes import ollama_dialect
 from scaler.runtimes.event_stream import LineStream
 from scaler.runtimes.gguf_size import OVERHEAD_BYTES, shape_in
-from scaler.runtimes.listeners import gone, runs
-from scaler.runtimes.model_server import EVENT_LIMIT_BYTES, ModelServer
+from scaler.runtimes.listeners import gone, gone_within, runs
+from scaler.runtimes.model_server import EVENT_LIMIT_BYTES, GONE_S, ModelServer
 from scaler.runtimes.ollama_runners import runners
 from scaler.runtimes.token_estimate import estimated_tokens
 
@@ -40,8 +40,6 @@ LOOK_EVERY_S = 0.2
 """How often Ollama is asked whether a model is gone."""
 UNLOAD_S = 30.0
 """Within this a model that was told to go is gone, or it will not go."""
-GONE_S = 1.0
-"""How long after a broken connection the end of the model's process is waited for, in order to tell the cause."""
 FOR_EVER_YEAR = 2200
 """A model that is held for ever is so until some 292 years from now, the longest time that Go knows."""
 CALLS = 4
@@ -94,19 +92,24 @@ class OllamaRuntime:
         return {}
 
     def _estimate(self, settings: OllamaLevel) -> int:
-        self.require()
-        import ollama
-
-        with _Explained(settings), ollama.Client(host=settings.address, timeout=ASK_S, trust_env=False) as client:
-            shown = client.show(settings.model)
-            sizes = [one.size or 0 for one in client.list().models if listed(one.model or "") == settings.listed]
+        shown, sizes = self._show(settings, ASK_S)
         try:
             cached = shape_in(shown.modelinfo or {}).cache_bytes(settings.context_tokens * settings.parallel, "f16")
         except ValueError as error:
             raise LevelUnavailable(f"{_where(settings)}: {error}; set the level's ram_gib") from error
         if not sizes or not cached:
             raise LevelUnavailable(f"{_where(settings)}: Ollama does not say how large it is; set the level's ram_gib")
-        return sizes[0] + cached + OVERHEAD_BYTES
+        return (sizes[0] or 0) + cached + OVERHEAD_BYTES
+
+    def _show(self, settings: OllamaLevel, timeout_s: float) -> tuple[ollama.ShowResponse, list[int | None]]:
+        """What Ollama shows of the model, and how large its file is: one size if it lists it, else none."""
+        self.require()
+        import ollama
+
+        with _Explained(settings), ollama.Client(host=settings.address, timeout=timeout_s, trust_env=False) as client:
+            shown = client.show(settings.model)
+            sizes = [one.size for one in client.list().models if listed(one.model or "") == settings.listed]
+        return shown, sizes
 
     def describe(self, settings: OllamaLevel) -> Description:
         """As Ollama shows it, once it has; its name as long as it does not answer."""
@@ -119,12 +122,7 @@ class OllamaRuntime:
         return replace(self._shown[key], context_tokens=settings.context_tokens)
 
     def _ask_for(self, settings: OllamaLevel) -> Description:
-        self.require()
-        import ollama
-
-        with _Explained(settings), ollama.Client(host=settings.address, timeout=DESCRIBE_S, trust_env=False) as client:
-            shown = client.show(settings.model)
-            sizes = [one.size for one in client.list().models if listed(one.model or "") == settings.listed]
+        shown, sizes = self._show(settings, DESCRIBE_S)
         details, info = shown.details, shown.modelinfo or {}
         weights = info.get("general.parameter_count")
         return Description(
@@ -283,10 +281,7 @@ class OllamaModel:
             with _Explained(self.settings):
                 async with _client(self.settings, ASK_S) as client:
                     await client.generate(self.settings.model, keep_alive=0)
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(UNLOAD_S):
-                            await gone(self.pid)
-                    if runs(self.pid):
+                    if not await gone_within(self.pid, UNLOAD_S):
                         raise _stays(self.settings)
                     if not self._runtime.has(self.settings, besides=self):
                         await _gone(client, self.settings)
@@ -297,11 +292,7 @@ class OllamaModel:
         self._runtime.forget(self)
 
     async def _why_gone(self) -> str | None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GONE_S):
-                await gone(self.pid)
-            return "Ollama unloaded it or its process ended"
-        return None
+        return "Ollama unloaded it or its process ended" if await gone_within(self.pid, GONE_S) else None
 
 
 class _LineReader:

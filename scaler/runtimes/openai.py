@@ -18,7 +18,7 @@ from scaler.descriptions import EVERYTHING, Description
 from scaler.errors import LevelUnavailable, NeverAsked, RequestRejected
 from scaler.level_settings import OpenAILevel, ServedLevel
 from scaler.levels import Saving
-from scaler.runtimes.model_server import CONTINUE, EventReader, ModelServer, goes_on
+from scaler.runtimes.model_server import EventReader, ModelServer, goes_on, streamed
 from scaler.runtimes.steering import ASK_S, Refused, Steering, Unreachable, authorization, require_client
 from scaler.runtimes.token_estimate import estimated_tokens
 
@@ -129,13 +129,7 @@ class OpenAIModel:
                 f"{self.name}: {self._settings.address} may not go on with a message of the assistant; set the level's "
                 "continues to true if it knows continue_final_message"
             )
-        body = {
-            **request,
-            "model": self._settings.model,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **(CONTINUE if goes_on(request) else {}),
-        }
+        body = streamed(request, model=self._settings.model)
         # scaler adds it where memory is short; a server that does not know it would refuse the request.
         if body.get("chat_template_kwargs") == WITHOUT_THINKING:
             del body["chat_template_kwargs"]

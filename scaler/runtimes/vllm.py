@@ -22,7 +22,7 @@ from scaler.level_settings import VllmLevel
 from scaler.levels import Saving
 from scaler.readings import ModelLoad
 from scaler.runtimes.listeners import listener, runs
-from scaler.runtimes.model_server import CONTINUE, EventReader, ModelServer, goes_on
+from scaler.runtimes.model_server import CONTINUE, EventReader, ModelServer, goes_on, streamed
 from scaler.runtimes.steering import NOTHING, Refused, Steering, Unreachable, authorization, require_client
 
 LOOK_EVERY_S = 1.0
@@ -160,20 +160,14 @@ class VllmModel:
 
     def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Stream the answer's chunks; raises LevelUnavailable, RequestRejected."""
-        return self._stream("/v1/chat/completions", {**request, **(CONTINUE if goes_on(request) else {})})
+        return self._stream("/v1/chat/completions", request)
 
     def complete(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Stream what follows the prompt; raises LevelUnavailable, RequestRejected."""
         return self._stream("/v1/completions", request)
 
     async def _stream(self, path: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        asked = {
-            **request,
-            "model": self._settings.model,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        ended = False
+        asked, ended = streamed(request, model=self._settings.model), False
         async for chunk in self._server.stream(path, asked, EventReader()):
             reasons = [choice.get("finish_reason") for choice in chunk.get("choices", ())]
             # A server that is put to sleep ends its answers so, or without any reason.
@@ -332,7 +326,5 @@ def _load(metrics: str) -> ModelLoad | None:
 
 async def _let_go(steering: Steering, depth: int) -> None:
     """Put it to sleep as far as that can be: why it is not wanted is told already, which says more than a failure."""
-    try:
+    with contextlib.suppress(LevelUnavailable):
         await _put_to_sleep(steering, depth)
-    except LevelUnavailable:
-        return

@@ -21,6 +21,7 @@ from scaler.level_settings import OllamaLevel
 from scaler.runtimes import ollama
 from scaler.runtimes.gguf_size import OVERHEAD_BYTES
 from scaler.runtimes.ollama import OllamaModel, OllamaRuntime
+from tests.runtimes.answers import said
 from tests.runtimes.ollama_server import Model, OllamaServer
 
 MIB = 1024**2
@@ -58,10 +59,6 @@ async def loaded(settings: OllamaLevel) -> AsyncIterator[tuple[OllamaRuntime, Ol
         yield runtime, model
     finally:
         await model.unload()
-
-
-def said(chunks: list[dict[str, Any]]) -> str:
-    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
 @pytest.mark.parametrize("program", ["/usr/local/lib/ollama/llama-server", "ollama"])

@@ -14,6 +14,7 @@ from scaler.errors import LevelUnavailable, NeverAsked, RequestRejected
 from scaler.level_settings import OpenAILevel
 from scaler.runtimes.model_server import EventReader
 from scaler.runtimes.openai import OpenAIModel, OpenAIRuntime
+from tests.runtimes.answers import said
 from tests.runtimes.openai_server import OpenAIServer
 
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "Who are you?"}]}
@@ -32,10 +33,6 @@ def level(server: OpenAIServer, **changes: Any) -> OpenAILevel:
 
 async def load(settings: OpenAILevel) -> OpenAIModel:
     return await OpenAIRuntime().load(settings, lambda _: None)
-
-
-def said(chunks: list[dict[str, Any]]) -> str:
-    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
 @pytest.mark.parametrize("path", ["", "/v1", "/v1/"])

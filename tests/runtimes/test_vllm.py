@@ -21,6 +21,7 @@ from scaler.runtimes.protocol import TellsItsLoad
 from scaler.runtimes.vllm import VllmModel, VllmRuntime
 from scaler.sensors.gpu import GpuSensor
 from scaler.sensors.processes import process_tree
+from tests.runtimes.answers import said
 from tests.runtimes.vllm_server import NONSENSE, VllmServer
 from tests.sensors.conftest import FakeNvml, nvml, nvml_library
 
@@ -43,10 +44,6 @@ async def loaded(settings: VllmLevel) -> AsyncIterator[tuple[VllmRuntime, VllmMo
         yield runtime, model
     finally:
         await model.unload()
-
-
-def said(chunks: list[dict[str, Any]]) -> str:
-    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
 @pytest.fixture
