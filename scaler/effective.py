@@ -58,7 +58,7 @@ def _of(evidence: Evidence, position: int) -> Effective:
         evidence.own(position, evidence.limits[position]) or 0.0,
         evidence.dwell_s(position),
         evidence.policy.band if expected is None else expected.peak.band,
-        None if expected is None else evidence.own(position, expected.at_most),
+        None if expected is None else evidence.own(position, expected.at_most, expected.resource),
         None if expected is None else expected.peak.window_s,
         evidence.trends[evidence.tightest(position)].steady_rise_per_s,
         evidence.needles[position].trusted(evidence.now_s),

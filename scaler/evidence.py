@@ -11,12 +11,11 @@ from typing import NamedTuple
 from scaler.caution import Caution
 from scaler.ceilings import ceilings
 from scaler.footprints import Footprints
-from scaler.levels import RAM, Ladder
+from scaler.levels import Ladder
 from scaler.needles import Needles
 from scaler.peaks import BUCKET_S, Peak, Peaks
 from scaler.policy import Policy
 from scaler.readings import Reading, Usage
-from scaler.scales import Scale
 from scaler.trends import Trend
 
 NEVER = float("-inf")
@@ -24,11 +23,22 @@ LONGEST_WINDOWS = 4
 """So many windows at the most: each costs memory and time, and doublings beyond an hour taught nothing more."""
 
 
+class Ahead(NamedTuple):
+    """Usage at a level some time from now, as a ratio, and the index of the resource that is tightest there then."""
+
+    usage: float
+    resource: int
+
+
 class Expected(NamedTuple):
-    """The highest usage that is expected at a level, as a ratio, and the forecast of the others' use behind it."""
+    """The highest usage that is expected at a level, as a ratio, and the forecast of the others' use behind it.
+
+    ``resource`` is the index of the one that it is expected of.
+    """
 
     at_most: float
     peak: Peak
+    resource: int
 
 
 class Evidence:
@@ -39,7 +49,7 @@ class Evidence:
         self.policy = policy
         self.footprints = Footprints(ladder, policy.footprint_half_life_s)
         self.resources = self.footprints.resources
-        self.scales = [_scale(resource, policy) for resource in self.resources]
+        self.scales = [policy.scale_of(resource) for resource in self.resources]
         """How a resource's usage reads, by its index; None for as it is."""
         needs = [self.footprints.of(position) for position in range(len(ladder))]
         self._some_give_nothing = not all(need for level in needs for need in level)
@@ -237,17 +247,19 @@ class Evidence:
         """
         return max(self.load_s[: position + 1]) + self.policy.switch_margin_s
 
-    def ahead(self, position: int, horizon_s: float) -> float | None:
-        """Usage ratio at a level ``horizon_s`` from now if a steady rise goes on; None if unknown."""
-        highest = self.usage_at(position)
-        if highest is None:
+    def ahead(self, position: int, horizon_s: float) -> Ahead | None:
+        """Usage at a level ``horizon_s`` from now if a steady rise goes on; None if unknown."""
+        usage = self.usage_at(position)
+        if usage is None:
             return None
+        highest, tightest = usage, None
         for index, need in enumerate(self.footprints.of(position)):
             part, rise = self.usage[index], self.trends[index].steady_rise_per_s
             if rise and part is not None and need:
-                risen = part.other_bytes + rise * horizon_s * part.total_bytes
-                highest = max(highest, self.reads(index, risen + need))
-        return highest
+                risen = self.reads(index, part.other_bytes + rise * horizon_s * part.total_bytes + need)
+                if risen > highest:
+                    highest, tightest = risen, index
+        return Ahead(highest, self.tightest(position) if tightest is None else tightest)
 
     def expected(self, position: int) -> Expected | None:
         """The highest usage ratio at a level that past forecasts let expect; None before there is such a forecast."""
@@ -261,7 +273,7 @@ class Evidence:
             here, scale = peak.at_most + need / part.total_bytes, self.scales[index]
             here = here if scale is None else scale.read(here)
             if highest is None or here > highest.at_most:
-                highest = Expected(here, peak)
+                highest = Expected(here, peak, index)
         return highest
 
     def clears_in_s(self, position: int, at_most: float) -> float | None:
@@ -279,11 +291,11 @@ class Evidence:
         return wait_s
 
     def tightest(self, position: int) -> int:
-        """Which resource, by its index in ``resources``, is tightest at a level."""
+        """Which resource, by its index in ``resources``, is tightest at a level, of those that it takes."""
         needs = self.footprints.of(position)
         shares = [
-            self.reads(index, part.other_bytes + needs[index]) if part is not None and needs[index] else 0.0
-            for index, part in enumerate(self.usage)
+            self.reads(index, part.other_bytes + need) if part is not None and need else 0.0 if need else -1.0
+            for index, (part, need) in enumerate(zip(self.usage, needs, strict=True))
         ]
         return max(range(len(shares)), key=shares.__getitem__)
 
@@ -299,9 +311,11 @@ class Evidence:
         scale = self.scales[index]
         return read if scale is None else scale.own(read)
 
-    def own(self, position: int, read: float | None) -> float | None:
-        """The usage of the resource that is tightest at a level, of its own total, that reads as this."""
-        return read if read is None or position < 0 else self.own_of(self.tightest(position), read)
+    def own(self, position: int, read: float | None, resource: int | None = None) -> float | None:
+        """The usage of a resource, of its own total, that reads as this; by default of the one tightest at a level."""
+        if read is None or position < 0:
+            return read
+        return self.own_of(self.tightest(position) if resource is None else resource, read)
 
     def thresholds(self, index: int) -> tuple[float, float]:
         """Scale-at and critical-at of a resource, of its own total."""
@@ -329,11 +343,6 @@ class Evidence:
         pause = min(self.policy.backoff_s * 2.0 ** min(self.failures[position], 60), self.policy.backoff_max_s)
         self.failures[position] += 1
         self.backoff_until_s[position] = now_s + pause
-
-
-def _scale(resource: str, policy: Policy) -> Scale | None:
-    own, read_as = policy.vram_thresholds, (policy.scale_at, policy.critical_at)
-    return None if resource == RAM or own == read_as else Scale(own, read_as)
 
 
 def _others(part: Usage) -> Usage:

@@ -20,9 +20,14 @@ class Footprints:
     def __init__(self, ladder: Ladder, half_life_s: float) -> None:
         """``half_life_s``: after so many seconds at a lower use, half of the excess is forgotten."""
         self.resources = tuple(dict.fromkeys((RAM, *(r for level in ladder for r in level.footprint))))
-        self._own = [[level.footprint.get(resource, 0) for resource in self.resources] for level in ladder]
+        self._declared = [[level.footprint.get(resource, 0) for resource in self.resources] for level in ladder]
+        self._own = [list(declared) for declared in self._declared]
         self._seen_at: list[list[float | None]] = [[None] * len(self.resources) for _ in ladder]
-        self._mapped = [level.mapped for level in ladder]
+        self._mapped = [
+            level.mapped or any(below.mapped and below.standby for below in ladder[:position])
+            for position, level in enumerate(ladder)
+        ]
+        """Whether a level's weights do not show, or those of one that stands by beside it."""
         self._half_life_s = half_life_s
         self._no_more = [
             [
@@ -37,12 +42,14 @@ class Footprints:
     def learn(self, position: int, resource: int, seen: int, at_s: float) -> None:
         """Take in that the level was seen, settled, to hold ``seen`` bytes of ``resources[resource]`` at ``at_s``.
 
-        A level that serves takes something: 0 means that nobody could look, and teaches nothing. Nor does less than
-        what is known of a level whose weights do not show.
+        A level that serves takes something: 0 means that nobody could look, and teaches nothing. Where weights do not
+        show in RAM, less than what was declared is not believed.
         """
         known, before = self._own[position][resource], self._seen_at[position][resource]
-        if not seen or not known or (self._mapped[position] and seen < known):
+        if not seen or not known:
             return
+        if self._mapped[position] and self.resources[resource] == RAM:
+            seen = max(seen, self._declared[position][resource])
         self._seen_at[position][resource] = at_s
         if seen == known:
             return

@@ -26,6 +26,8 @@ class Verdict(NamedTuple):
     """The sentence; `explain` fills in what stands in braces. Names go there only, since a name may have braces."""
     extra: float | None = None
     asked: float | None = None
+    resource: int | None = None
+    """The index of the resource whose figure it is; None for the one that is tightest at the level now."""
 
 
 HELD = "usage at {level} would be {usage} of {total}, at most {threshold} for {extra:.0f} s; {asked:.0f} s are asked"
@@ -89,14 +91,15 @@ def forecast_over(evidence: Evidence, position: int) -> Verdict:
     if evidence.pinned == position:
         return Verdict(False, None, policy.critical_at, "{level} is pinned and gives way at {limit}, not before")
     usage, ahead = evidence.usage_at(position), evidence.ahead(position, horizon)
-    if usage is None or ahead is None or ahead <= usage:
+    if usage is None or ahead is None or ahead.usage <= usage:
         return Verdict(False, usage, limit, "usage at {level} does not rise steadily; at {threshold} nothing is left")
     return Verdict(
-        ahead >= limit,
-        ahead,
+        ahead.usage >= limit,
+        ahead.usage,
         limit,
         "usage at {level} will be {usage} of {total} in {extra:.0f} s if this goes on; at {threshold} nothing is left",
         horizon,
+        resource=ahead.resource,
     )
 
 
@@ -140,9 +143,9 @@ def _room(evidence: Evidence, position: int, limit: float, *, at_limit: bool) ->
     critical_at, horizon = evidence.policy.critical_at, evidence.horizon_s(position)
     usage, ahead = evidence.usage_at(position), evidence.ahead(position, horizon)
     now = usage is not None and (usage <= limit if at_limit else usage < limit)
-    if now and ahead is not None and ahead >= critical_at:
+    if now and ahead is not None and ahead.usage >= critical_at:
         words = "usage at {level} would be {usage} of {total} in {extra:.0f} s if this goes on; {threshold} is critical"
-        return Verdict(False, ahead, critical_at, words, horizon)
+        return Verdict(False, ahead.usage, critical_at, words, horizon, resource=ahead.resource)
     what = "the limit is {threshold}" if at_limit else "{threshold} is critical"
     return Verdict(now, usage, limit, f"usage at {{level}} would be {{usage}} of {{total}}; {what}")
 
@@ -175,6 +178,51 @@ def no_lower_fits(evidence: Evidence, position: int) -> Verdict:
         None,
         evidence.policy.critical_at,
         "no smaller level stays under {limit}" if holds else "a smaller level stays under {limit}",
+    )
+
+
+def eases(evidence: Evidence, position: int) -> Verdict:
+    """Projected usage would be lower than it is at the level that is meant to serve.
+
+    A smaller level may be the tighter one, where it takes more of another resource.
+    """
+    here, there = evidence.usage_at(evidence.state), evidence.usage_at(position)
+    holds = here is not None and there is not None and there < here
+    words = "usage at {level} would be {usage} of {total}" + (", less than here" if holds else ", no less than here")
+    return Verdict(holds, there, None, words)
+
+
+def gives_no_way(evidence: Evidence, position: int) -> Verdict:
+    """What serves has not to give way, or cannot but to this level, which takes no more of what is tight.
+
+    It may be tight on RAM, and a larger level be on a GPU.
+    """
+    here = evidence.state
+    over, rising = over_limit(evidence, here).holds, forecast_over(evidence, here).holds
+    if not over and not rising:
+        return Verdict(True, None, None, "what serves has not to give way")
+    if rising or critical(evidence, here).holds or _eased_below(evidence) or _takes_more(evidence, position):
+        return Verdict(False, None, None, "what serves has to give way first")
+    return Verdict(True, None, None, "what serves has to give way, and {level} takes no more of what is tight")
+
+
+def _eased_below(evidence: Evidence) -> bool:
+    """Whether there is a smaller level to step down to from a level over its limit."""
+    return any(
+        (fits(evidence, lower).holds or (fits_under_critical(evidence, lower).holds and eases(evidence, lower).holds))
+        and not backing_off(evidence, lower).holds
+        for lower in range(evidence.state)
+    )
+
+
+def _takes_more(evidence: Evidence, position: int) -> bool:
+    """Whether a level takes more of a resource that is over the limit with the level that is meant to serve."""
+    footprints, limit = evidence.footprints, evidence.limits[evidence.state]
+    return any(
+        need > now > 0 and part is not None and evidence.reads(index, part.other_bytes + now) > limit
+        for index, (need, now, part) in enumerate(
+            zip(footprints.of(position), footprints.of(evidence.state), evidence.usage, strict=True)
+        )
     )
 
 
@@ -212,11 +260,11 @@ def forecast_fits(evidence: Evidence, position: int) -> Verdict:
     """The highest usage to expect for as long as an upgrade must last, going by past forecasts, is within the limit."""
     limit, horizon = evidence.limits[position], evidence.horizon_s(position)
     ahead, expected = evidence.ahead(position, horizon), evidence.expected(position)
-    if ahead is not None and ahead > limit:
-        rising = ahead > (evidence.usage_at(position) or 0.0)
+    if ahead is not None and ahead.usage > limit:
+        rising = ahead.usage > (evidence.usage_at(position) or 0.0)
         when = " in {extra:.0f} s if this goes on" if rising else ""
         words = f"usage at {{level}} would be {{usage}} of {{total}}{when}; the limit is {{threshold}}"
-        return Verdict(False, ahead, limit, words, horizon)
+        return Verdict(False, ahead.usage, limit, words, horizon, resource=ahead.resource)
     if expected is None:
         return Verdict(
             True, None, limit, "nothing was watched for long enough to expect more usage at {level} than now"
@@ -227,6 +275,7 @@ def forecast_fits(evidence: Evidence, position: int) -> Verdict:
         limit,
         "usage at {level} may reach {usage} of {total} within {extra:.0f} s, as before; the limit is {threshold}",
         evidence.policy.wasted_within_s,
+        resource=expected.resource,
     )
 
 
@@ -239,9 +288,9 @@ def recovers(evidence: Evidence, position: int) -> Verdict:
     asked = evidence.policy.recovery_s if evidence.changed_at_s > NEVER else 0.0
     limit, horizon = evidence.recovery_limit(position), evidence.horizon_s(position)
     ahead = evidence.ahead(position, horizon)
-    if since is not None and ahead is not None and ahead > limit:
+    if since is not None and ahead is not None and ahead.usage > limit:
         words = "usage at {level} would be {usage} of {total} in {extra:.0f} s if this goes on; at most {threshold}"
-        return Verdict(False, ahead, limit, words, horizon)
+        return Verdict(False, ahead.usage, limit, words, horizon, resource=ahead.resource)
     return Verdict(
         since is not None and held >= asked,
         usage,
@@ -415,6 +464,8 @@ GUARDS: Mapping[str, Guard] = {
         Guard("exhausted", "from", "usage ≥ {exhausted_at:.1%} for {exhausted_s:g} s", exhausted),
         Guard("fits", "to", "usage there ≤ {scale_at:.0%}", fits),
         Guard("fits_under_critical", "to", "usage there < {critical_at:.0%}", fits_under_critical),
+        Guard("eases", "to", "usage there is lower than here", eases),
+        Guard("gives_no_way", "to", "what serves gives way to nothing else", gives_no_way),
         Guard("no_lower_fits", "from", "no smaller level < {critical_at:.0%}", no_lower_fits),
         Guard("fits_below_band", "to", "usage there ≤ {scale_at:.0%} - {band:.1%} for {dwell_s:g} s", fits_below_band),
         Guard("forecast_fits", "to", "expected peak there ≤ {scale_at:.0%}", forecast_fits),
@@ -437,21 +488,21 @@ GUARDS: Mapping[str, Guard] = {
 
 def explain(evidence: Evidence, position: int, verdict: Verdict) -> str:
     """The verdict about a level as one sentence in numbers."""
-    total = "the total"
+    usage, total = verdict.measured, "the total"
     if position >= 0:
         needs = evidence.footprints.of(position)
         if "{usage}" in verdict.words and not any(needs):
             return f"{_name(evidence, position)} takes nothing of this machine"
-        index = evidence.tightest(position)
-        part = evidence.usage[index]
-        unread = [
-            name for name, need, one in zip(evidence.resources, needs, evidence.usage, strict=True) if need and not one
-        ]
-        if verdict.measured is None and unread and evidence.reading is not None:
-            total = f"{unread[0]}, which cannot be read now"
-        elif part is not None:
-            what = "" if evidence.resources[index] == RAM else f" of {evidence.resources[index]}"
-            total = f"{part.total_bytes / GIB:.3g} GiB{what}"
+        index = evidence.tightest(position) if verdict.resource is None else verdict.resource
+        unread = [at for at, (need, one) in enumerate(zip(needs, evidence.usage, strict=True)) if need and one is None]
+        if usage is None and unread:
+            index = unread[0]
+        part, resource = evidence.usage[index], evidence.resources[index]
+        if part is not None:
+            total = f"{part.total_bytes / GIB:.3g} GiB" + ("" if resource == RAM else f" of {resource}")
+        elif evidence.reading is not None:
+            # What is judged by the rest has no figure where there is no rest.
+            usage, total = None, f"{resource}, which cannot be read now"
     return verdict.words.format(
         level=_name(evidence, position),
         highest=evidence.policy.max_level,
@@ -460,8 +511,8 @@ def explain(evidence: Evidence, position: int, verdict: Verdict) -> str:
         pinned=_name(evidence, evidence.pinned),
         measured=_percent(verdict.measured),
         limit=_percent(verdict.limit),
-        usage=_percent(evidence.own(position, verdict.measured)),
-        threshold=_percent(evidence.own(position, verdict.limit)),
+        usage=_percent(evidence.own(position, usage, verdict.resource)),
+        threshold=_percent(evidence.own(position, verdict.limit, verdict.resource)),
         total=total,
         extra=verdict.extra if verdict.extra is not None else 0.0,
         asked=verdict.asked if verdict.asked is not None else 0.0,

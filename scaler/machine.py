@@ -22,10 +22,6 @@ from scaler.levels import OFF, Ladder
 from scaler.policy import Policy
 from scaler.readings import Reading
 
-CLIMB = ("settled", "fits_below_band", "rested", "stays_allowed", "calm", "forecast_fits")
-DESCEND = ("over_limit", "fits")
-GIVE_WAY = ("over_ceiling", "under_ceiling", "fits")
-RECOVER = ("wanted", "settled", "recovers", "allowed")
 CRITICAL_SHARE = 0.1
 """What is left of the drain limits in the critical zone. Source: the person's rule, "both shrink to a tenth"."""
 
@@ -44,6 +40,15 @@ class Row:
     unless: tuple[str, ...] = ()
 
 
+RECOVER = ("wanted", "settled", "recovers", "allowed")
+GIVE_WAY = ("over_ceiling", "under_ceiling", "fits")
+DESCEND = ("over_limit", "fits")
+FORESEE = ("forecast_over", "fits")
+SQUEEZE = ("over_limit", "fits_under_critical", "eases")
+"""Nothing fits under scale-at: the smallest that stays under critical-at still serves."""
+CLIMB = ("settled", "fits_below_band", "rested", "stays_allowed", "calm", "forecast_fits", "gives_no_way")
+
+
 def table(names: tuple[str, ...]) -> tuple[Row, ...]:
     """The single source of the machine, its documentation and its diagram; ``names`` smallest level first."""
     return tuple(_rows(names))
@@ -55,21 +60,16 @@ def _rows(names: tuple[str, ...]) -> Iterator[Row]:
         yield Row("observe", OFF, there, RECOVER, ("backing_off",))
     for position, here in enumerate(names):
         lower, higher = names[:position], names[position + 1 :]
-        # First, since it leads no less far down: one switch where two would follow upon each other.
-        for there in reversed(lower):
-            yield Row("observe", here, there, GIVE_WAY, ("backing_off",))
-        for there in reversed(lower):
-            yield Row("observe", here, there, DESCEND, ("backing_off",))
-        for there in reversed(lower):
-            yield Row("observe", here, there, ("forecast_over", "fits"), ("backing_off",))
-        # Nothing fits under scale-at: the smallest that stays under critical-at still serves.
+        # Battery and heat first, since they lead no less far down: one switch where two would follow upon each other.
+        for way in (GIVE_WAY, DESCEND, FORESEE):
+            for there in reversed(lower):
+                yield Row("observe", here, there, way, ("backing_off",))
         for there in lower:
-            yield Row("observe", here, there, ("over_limit", "fits_under_critical"), ("backing_off",))
+            yield Row("observe", here, there, SQUEEZE, ("backing_off",))
         yield Row("observe", here, OFF, ("over_limit", "critical", "no_lower_fits"))
         yield Row("observe", here, OFF, ("forecast_over", "no_lower_fits"))
         for there in reversed(higher):
-            # Not while what serves has to give way: a level may be tight on RAM, and a larger one on a GPU not at all.
-            yield Row("observe", here, there, CLIMB, ("backing_off", "over_limit", "forecast_over"))
+            yield Row("observe", here, there, CLIMB, ("backing_off",))
     for here in states:
         for there in names:
             if there != here:
@@ -145,13 +145,10 @@ class Outlook:
 
     level: str
     findings: tuple[Finding, ...]
+    lacking: tuple[str, ...]
+    """The sentences of the guards that stand in the way."""
     wait_s: float | None
     earliest_s: float | None
-
-    @property
-    def lacking(self) -> tuple[str, ...]:
-        """The sentences of the guards that stand in the way."""
-        return tuple(f.sentence for f in self.findings if f.holds == (f.guard == "backing_off"))
 
 
 def _guard_names(transition: Transition) -> Iterator[str]:
@@ -505,31 +502,32 @@ class LevelMachine:
 
     def _outlook(self, source: str, dest: str) -> Outlook:
         up = self.ladder.index(dest) > self.ladder.index(source)
-        if source == OFF or up:
-            return self._outlook_by(RECOVER if source == OFF else CLIMB, source, dest)
+        ways = (RECOVER,) if source == OFF else (CLIMB,) if up else (DESCEND, GIVE_WAY)
         return min(
-            (self._outlook_by(names, source, dest) for names in (DESCEND, GIVE_WAY)),
-            key=lambda way: (math.inf if way.wait_s is None else way.wait_s, len(way.lacking)),
+            (self._outlook_by(when, source, dest) for when in ways),
+            key=lambda outlook: (math.inf if outlook.wait_s is None else outlook.wait_s, len(outlook.lacking)),
         )
 
-    def _outlook_by(self, names: tuple[str, ...], source: str, dest: str) -> Outlook:
-        """How a level stands by one of the ways that lead there: its guards, and not `backing_off`."""
+    def _outlook_by(self, when: tuple[str, ...], source: str, dest: str) -> Outlook:
+        """How a level stands by one of the ways that lead there."""
         evidence = self.evidence
-        findings = []
+        findings, lacking = [], []
         wait: float | None = 0.0
         earliest: float | None = 0.0
-        for name in (*names, "backing_off"):
+        for name in (*when, "backing_off"):
             row = Row("observe", source, dest, (name,))
             position = self._subject(name, row)
             verdict = GUARDS[name].test(evidence, position)
             subject = OFF if position < 0 else self.ladder[position].name
-            findings.append(Finding(name, subject, verdict.holds, explain(evidence, position, verdict)))
+            finding = Finding(name, subject, verdict.holds, explain(evidence, position, verdict))
+            findings.append(finding)
             if verdict.holds == (name == "backing_off"):
+                lacking.append(finding.sentence)
                 left = self._time_left(name, position, verdict.extra)
                 wait = None if left is None or wait is None else max(wait, left)
                 soonest = self._soonest(name, position) if left is None else left
                 earliest = None if soonest is None or earliest is None else max(earliest, soonest)
-        return Outlook(dest, tuple(findings), wait, earliest)
+        return Outlook(dest, tuple(findings), tuple(lacking), wait, earliest)
 
     def _soonest(self, guard: str, position: int) -> float | None:
         """Seconds until a guard that no time opens would let through if room came now; None if only people open it."""
@@ -547,7 +545,7 @@ class LevelMachine:
         if guard == "forecast_fits":
             limit = evidence.limits[position]
             ahead = evidence.ahead(position, evidence.horizon_s(position))
-            return None if ahead is None or ahead > limit else evidence.clears_in_s(position, limit)
+            return None if ahead is None or ahead.usage > limit else evidence.clears_in_s(position, limit)
         if held is None:
             return None
         if guard == "backing_off":

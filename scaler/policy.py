@@ -10,6 +10,9 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from scaler.levels import RAM
+from scaler.scales import Scale
+
 Ratio = Annotated[float, Gt(0), Lt(1)]
 Seconds = Annotated[float, Ge(0), Lt(1e7)]
 
@@ -108,6 +111,11 @@ class Policy:
         """Scale-at and critical-at of the memory of GPUs."""
         scale_at = self.scale_at if self.vram_scale_at is None else self.vram_scale_at
         return scale_at, self.critical_at if self.vram_critical_at is None else self.vram_critical_at
+
+    def scale_of(self, resource: str) -> Scale | None:
+        """How usage of a resource reads in the terms of scale-at and critical-at; None for as it is."""
+        own, read_as = self.vram_thresholds, (self.scale_at, self.critical_at)
+        return None if resource == RAM or own == read_as else Scale(own, read_as)
 
     def __post_init__(self) -> None:
         if self.band >= self.scale_at:

@@ -148,8 +148,8 @@ def _rounded(size: int) -> int:
 
 def _room(resource: str, part: Usage, policy: Policy) -> Room:
     share, most = (KEPT_SHARE, KEPT_MOST) if resource == RAM else (GPU_KEPT_SHARE, GPU_KEPT_MOST)
-    scale_at = policy.scale_at if resource == RAM else policy.vram_thresholds[0]
-    limit = math.floor((scale_at - policy.band) * part.total_bytes)
+    at_most, scale = policy.scale_at - policy.band, policy.scale_of(resource)
+    limit = math.floor((at_most if scale is None else scale.own(at_most)) * part.total_bytes)
     kept = max(part.other_bytes, min(int(share * part.total_bytes), most))
     return Room(part.total_bytes, limit, part.other_bytes, kept)
 

@@ -12,10 +12,7 @@ from scaler.proactive import Preflight, ResourceTrend, Status
 
 def status_report(status: Status, trends: Mapping[str, ResourceTrend]) -> dict[str, Any]:
     """Everything about the moment; sizes in bytes, ratios 0..1, times in seconds."""
-    report = asdict(status)
-    for outlook, plain in zip(status.outlooks, report["outlooks"], strict=True):
-        plain["lacking"] = list(outlook.lacking)
-    return {**report, "trends": {name: asdict(trend) for name, trend in trends.items()}}
+    return {**asdict(status), "trends": {name: asdict(trend) for name, trend in trends.items()}}
 
 
 def preflight_report(preflight: Preflight) -> dict[str, Any]:

@@ -31,7 +31,9 @@ class Scale:
 
 def _along(points: Sequence[Point], x: float) -> float:
     for (x0, y0), (x1, y1) in pairwise(points):
-        if x <= x1:
+        if x == x1:
+            return y1
+        if x < x1:
             return y0 + (x - x0) * (y1 - y0) / (x1 - x0)
     # More than there is can be in use, where a limit was lowered.
     return x

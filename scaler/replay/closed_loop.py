@@ -8,13 +8,13 @@ exhausted for a few seconds. Pure and deterministic.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from scaler.levels import OFF, RAM, Ladder, gpu_resource
 from scaler.machine import Decision, LevelMachine, Switch
 from scaler.policy import Policy
-from scaler.readings import Gpu, Memory, Reading
+from scaler.readings import Gpu, Reading, Usage
 from scaler.replay.scoring import KILLED_AFTER_S, cost_per_s
 
 BLOCK_S = 3600.0
@@ -57,9 +57,9 @@ class Outcome:
     quality_s: float
     unserved_s: float
     tight_s: float
-    """Time with usage above scale-at."""
+    """Time with usage above scale-at, of each resource its own."""
     critical_s: float
-    """Time with usage above critical-at."""
+    """Time with usage above critical-at, of each resource its own."""
     kills: int
     switches: int
     wasted: int
@@ -117,6 +117,7 @@ class _Loop:
         self._ladder, self._policy, self._watch = ladder, policy, watch
         self._machine = LevelMachine(ladder, policy, self._entered, initial=ladder[0].name)
         self._resources = self._machine.evidence.resources
+        self._scales = [policy.scale_of(resource) for resource in self._resources]
         self._plant = _Plant(ladder, self._resources)
         self._names = [level.name for level in ladder]
         self._asked: Switch | None = None
@@ -197,44 +198,23 @@ class _Loop:
                 machine.serves(name)
         own = plant.own(at_s)
         usage = smallest = 0.0
-        others = []
-        for resource, taken, need in zip(self._resources, own, plant.needs[0], strict=True):
+        parts = []
+        for resource, scale, taken, need in zip(self._resources, self._scales, own, plant.needs[0], strict=True):
             part = reading.usage(resource)
             assert part is not None  # _whole let it through
-            others.append(part)
+            parts.append(part)
             if taken or resource == RAM:
-                usage = max(usage, (part.other_bytes + taken) / part.total_bytes)
+                share = (part.other_bytes + taken) / part.total_bytes
+                usage = max(usage, share if scale is None else scale.read(share))
             if need or resource == RAM:
-                smallest = max(smallest, (part.other_bytes + need) / part.total_bytes)
+                share = (part.other_bytes + need) / part.total_bytes
+                smallest = max(smallest, share if scale is None else scale.read(share))
         killed = self._kill_if_exhausted(usage, own, at_s)
         if killed:
             own = plant.nothing
         serving = plant.serving
-        ram = others[0]
-        seen = Reading(
-            at_s,
-            reading.wall_s,
-            Memory(ram.total_bytes, max(0, ram.total_bytes - ram.other_bytes - own[0])),
-            own[0],
-            pressure=reading.pressure,
-            power=reading.power,
-        )
-        if len(others) > 1:
-            seen.gpus = tuple(
-                Gpu(
-                    gpu.index,
-                    gpu.name,
-                    gpu.total_bytes,
-                    used := min(gpu.total_bytes, part.other_bytes + taken),
-                    gpu.total_bytes - used,
-                    taken,
-                )
-                for gpu in reading.gpus or ()
-                for resource, part, taken in zip(self._resources, others, own, strict=True)
-                if gpu_resource(gpu.index) == resource
-            )
         loading = plant.loading
-        decided = machine.observe(seen)
+        decided = machine.observe(_as_played(reading, self._resources, parts, own))
         self._obey(at_s)
         if self._watch is not None:
             self._watch(
@@ -242,9 +222,9 @@ class _Loop:
                     at_s,
                     reading.wall_s,
                     seconds,
-                    ram.total_bytes,
+                    parts[0].total_bytes,
                     own[0],
-                    ram.other_bytes,
+                    parts[0].other_bytes,
                     self._names[serving] if serving >= 0 else OFF,
                     None if loading is None else self._names[loading] if loading >= 0 else OFF,
                     machine.last_decision if decided else None,
@@ -284,3 +264,29 @@ class _Loop:
             self._wasted += at_s - self._climbed_at_s < self._policy.wasted_within_s
             self._climbed_at_s = None
         plant.begin(position, switch.beside and plant.level >= 0, at_s)
+
+
+def _as_played(reading: Reading, resources: Sequence[str], parts: Sequence[Usage], own: Sequence[int]) -> Reading:
+    """What a reading would have been, had the model held ``own`` bytes of each resource; all else is as recorded.
+
+    ``parts`` is how the resources were used in the recording, RAM first.
+    """
+    assert reading.memory is not None  # _whole let it through
+    ram = parts[0]
+    played = replace(
+        reading,
+        memory=replace(reading.memory, available_bytes=max(0, ram.total_bytes - ram.other_bytes - own[0])),
+        own_bytes=own[0],
+    )
+    if len(resources) > 1:
+        held = {r: (part, taken) for r, part, taken in zip(resources, parts, own, strict=True)}
+        played.gpus = tuple(
+            _with_own(gpu, *held[resource]) if (resource := gpu_resource(gpu.index)) in held else gpu
+            for gpu in reading.gpus or ()
+        )
+    return played
+
+
+def _with_own(gpu: Gpu, part: Usage, own_bytes: int) -> Gpu:
+    used = min(gpu.total_bytes, part.other_bytes + own_bytes)
+    return replace(gpu, used_bytes=used, free_bytes=gpu.total_bytes - used, own_bytes=own_bytes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from math import ceil
 
@@ -82,7 +82,7 @@ def best_score(others: Others, ladder: Ladder, policy: Policy) -> float:
     dwell = ceil(policy.dwell_s / others.step_s)
     # Rounded down, like usage: what a load takes less than a step must not make the optimum lose to a real one.
     took = [1] + [max(1, int(level.load_s / others.step_s)) for level in ladder]
-    fits_beside = worth.beside_limits(policy.critical_at)
+    fits_beside = worth.beside_limits()
     stay = [worth.staying(position) for position in range(count)]
     alone = [worth.loading(None, position, took[position]) for position in range(count)]
     beside = {
@@ -149,23 +149,29 @@ class _Worth:
             for level in ladder
         ]
         self._ram = others.resources.index(RAM)
-        self._costs = [cost_per_s(step / STEPS_PER_ONE, policy) for step in range(int(OVERFULL * STEPS_PER_ONE) + 1)]
+        scales = [policy.scale_of(resource) for resource in others.resources]
+        steps = [step / STEPS_PER_ONE for step in range(int(OVERFULL * STEPS_PER_ONE) + 1)]
+        self._costs = [
+            [cost_per_s(usage if scale is None else scale.read(usage), policy) for usage in steps] for scale in scales
+        ]
+        """What each step of a resource's own usage costs."""
+        self._critical_at = [policy.critical_at if scale is None else scale.own(policy.critical_at) for scale in scales]
         self._load_s = [0.0] + [level.load_s for level in ladder]
         self._step_s = others.step_s
-        self._critical_at = policy.critical_at
 
     def _worth(self, quality: float, needs: Sequence[float]) -> list[float]:
         """A value for each step of the grid."""
         # As bytes do, this rounds down: the table's step that usage lies in.
-        worth = [quality - cost for cost in self._costs]
-        last = len(worth) - 1
-        tight: Iterable[float] | None = None
-        for index, (shares, need) in enumerate(zip(self._shares, needs, strict=True)):
+        least: list[float] | None = None
+        for index, (shares, need, costs) in enumerate(zip(self._shares, needs, self._costs, strict=True)):
             if need or index == self._ram:
-                usage = [share + need for share in shares]
-                tight = usage if tight is None else [max(a, b) for a, b in zip(tight, usage, strict=True)]
-        assert tight is not None
-        return [worth[step if (step := int(u * STEPS_PER_ONE)) < last else last] for u in tight]
+                worth = [quality - cost for cost in costs]
+                last = len(worth) - 1
+                here = [worth[step if (step := int((s + need) * STEPS_PER_ONE)) < last else last] for s in shares]
+                # The tightest resource costs the most.
+                least = here if least is None else [min(a, b) for a, b in zip(least, here, strict=True)]
+        assert least is not None
+        return least
 
     def staying(self, position: int) -> array[float]:
         """Each step's worth while a level serves."""
@@ -186,11 +192,11 @@ class _Worth:
                 total[at] += worth[at + number]
         return total
 
-    def beside_limits(self, critical_at: float) -> dict[tuple[int, int], float]:
+    def beside_limits(self) -> dict[tuple[int, int], float]:
         """How much others may use of RAM for a level to be loaded beside another."""
         count = len(self._needs)
         return {
-            (here, there): critical_at - self._needs[here][self._ram] - self._needs[there][self._ram]
+            (here, there): self._critical_at[self._ram] - self._needs[here][self._ram] - self._needs[there][self._ram]
             for here in range(1, count)
             for there in range(1, count)
             if here != there
@@ -199,6 +205,8 @@ class _Worth:
     def beside(self, at: int, here: int, there: int) -> bool:
         """The same with more than one resource."""
         return all(
-            not new or shares[at] + held + new < self._critical_at
-            for shares, held, new in zip(self._shares, self._needs[here], self._needs[there], strict=True)
+            not new or shares[at] + held + new < critical_at
+            for shares, held, new, critical_at in zip(
+                self._shares, self._needs[here], self._needs[there], self._critical_at, strict=True
+            )
         )

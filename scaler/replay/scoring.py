@@ -18,7 +18,10 @@ KILLED_AFTER_S = 6.0
 
 
 def cost_per_s(usage: float, policy: Policy) -> float:
-    """What usage as a ratio of the total costs a second; above 1 the cost of a kill is spread over the time to it."""
+    """What usage costs a second; above 1 the cost of a kill is spread over the time to it.
+
+    ``usage`` is a ratio of the total in the terms of RAM's thresholds: a GPU's is what it reads as.
+    """
     if usage <= policy.scale_at:
         return 0.0
     if usage <= policy.critical_at:

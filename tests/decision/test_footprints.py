@@ -172,3 +172,29 @@ def test_what_a_level_does_not_declare_it_never_takes() -> None:
     footprints.learn(1, 0, 2 * GIB, 1.0)
     footprints.learn(2, 0, 2 * GIB, 2.0)
     assert [footprints.of(position) for position in range(3)] == [[8 * GIB, 0], [0, GIB], [0, 0]]
+
+
+def test_a_high_figure_of_mapped_weights_is_forgotten_down_to_what_was_declared() -> None:
+    """One busy minute must not make a level look larger for good; on a GPU everything shows."""
+    ladder = Ladder([Level("mapped", {RAM: 6 * GIB, "gpu0": 4 * GIB}, 0.5, 1.0, mapped=True)])
+    footprints = Footprints(ladder, 60.0)
+    footprints.learn(0, 0, 10 * GIB, 0.0)
+    for second in range(1, 1200):
+        footprints.learn(0, 0, GIB, float(second))
+        footprints.learn(0, 1, 3 * GIB, float(second))
+    assert footprints.of(0) == [pytest.approx(6 * GIB, abs=GIB // 1000), pytest.approx(3 * GIB, abs=GIB // 1000)]
+    assert footprints.of(0)[0] >= 6 * GIB
+
+
+def test_weights_of_a_mapped_level_that_stands_by_do_not_show_in_the_one_above_either() -> None:
+    """large and small are loaded at once then, and what is seen of the two is too little."""
+    ladder = Ladder(
+        [
+            Level("small", {RAM: 4 * GIB}, 0.5, 1.0, standby=True, mapped=True),
+            Level("large", {RAM: 12 * GIB}, 1.0, 5.0),
+        ]
+    )
+    footprints = Footprints(ladder, 60.0)
+    for second in range(100):
+        footprints.learn(1, 0, 8 * GIB, float(second))
+    assert footprints.of(1) == [12 * GIB]

@@ -331,6 +331,9 @@ class Invariants(RuleBasedStateMachine):
         if there >= 0:
             self.check_pressure(there, known)
             self.check_ceilings(there)
+        if not moved:
+            said = [outlook.level for outlook in machine.outlooks() if not outlook.lacking]
+            assert not said, f"nothing is lacking for {said}, and {before} stays"
 
     def hear(self, reading: Reading) -> None:
         """Keep what a reading says of battery power and heat."""
@@ -403,7 +406,7 @@ class Invariants(RuleBasedStateMachine):
             return
         for lower in range(min(most + 1, position)):
             usage, ahead = evidence.usage_at(lower), evidence.ahead(lower, evidence.horizon_s(lower))
-            rising = ahead is not None and ahead >= policy.critical_at
+            rising = ahead is not None and ahead.usage >= policy.critical_at
             fits = usage is not None and usage <= evidence.limits[lower] and not rising
             assert not fits or evidence.backoff_until_s[lower] > evidence.now_s, f"stays above {lower}"
 
@@ -449,8 +452,10 @@ class Invariants(RuleBasedStateMachine):
             for lower in range(position):
                 backs_off = evidence.backoff_until_s[lower] > evidence.now_s
                 ahead = evidence.ahead(lower, evidence.horizon_s(lower))
-                rising = ahead is not None and ahead >= policy.critical_at
-                assert backs_off or rising or known[lower] >= policy.critical_at, f"stays above {lower}"
+                rising = ahead is not None and ahead.usage >= policy.critical_at
+                # Where it takes more of another resource, it may be no relief.
+                no_use = known[lower] >= policy.critical_at or usage <= known[lower] > evidence.limits[lower]
+                assert backs_off or rising or no_use, f"stays above {lower}"
 
     @rule(
         count=st.integers(1, 40),
@@ -663,7 +668,8 @@ class Invariants(RuleBasedStateMachine):
             known = math.inf if not self.log else self.log[-1][2][self.ladder.index(level)]
             evidence, position = self.machine.evidence, self.ladder.index(level)
             ahead = evidence.ahead(position, evidence.horizon_s(position))
-            assert usage is None or known >= self.policy.critical_at or (ahead or 0.0) >= self.policy.critical_at
+            rises_to = 0.0 if ahead is None else ahead.usage
+            assert usage is None or max(known, rises_to) >= self.policy.critical_at
             assert self.machine.state == before
         else:
             assert (self.machine.state, self.machine.pinned) == (level, level)
@@ -777,7 +783,7 @@ class Constant:
     """From this position on our own model makes the machine too hot."""
 
     def run(self, readings: int = 2400, interval_s: float = 2.0) -> list[tuple[float, int, int]]:
-        """The changes as (time, from, to); positions as on the ladder."""
+        """The changes as (time, from, to), with positions as on the ladder. Where it comes to rest is no trap."""
         plant = Plant(self.true, self.initial, None, self.other, self.stays, dict(self.said))
         switches: list[Switch] = []
         machine = LevelMachine(self.ladder, self.policy, switches.append, initial=self.initial)
@@ -792,8 +798,32 @@ class Constant:
             if not machine.settled and number >= due:
                 plant.loaded = switches[-1].dest
                 machine.switched(switches[-1].ticket, now_s, 1.0)
+        if self.hot_from == 99:
+            self.check_rest(machine)
         index = self.ladder.index
         return [(s.decision.at_s, index(s.decision.source), index(s.decision.dest)) for s in switches]
+
+    def check_rest(self, machine: LevelMachine) -> None:
+        """Nothing above has room and no fault, unless what serves has to give way and it would take more of that."""
+        evidence, here = machine.evidence, self.ladder.index(machine.state)
+        footprints, usage = evidence.footprints, evidence.projected
+        most = min(
+            (ceiling(self.policy, self.ladder, source) for source, so in self.said.items() if so is not False),
+            default=99,
+        )
+        for there in range(max(here, 0) + 1, min(most + 1, len(self.ladder))):
+            share, expected = usage[there], evidence.expected(there)
+            if share is None or share > evidence.limits[there] - self.policy.band or here < 0:
+                continue
+            if expected is not None and expected.at_most > evidence.limits[there]:
+                continue
+            more = any(
+                footprints.of(there)[index] > footprints.of(here)[index] > 0
+                and part is not None
+                and evidence.reads(index, part.other_bytes + footprints.of(here)[index]) > evidence.limits[here]
+                for index, part in enumerate(evidence.usage)
+            )
+            assert more, f"rests at {machine.state}, and {self.ladder[there].name} has room"
 
 
 @st.composite

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaler.guards import shortfall
-from scaler.levels import GIB
+from scaler.levels import GIB, RAM
 from scaler.policy import Policy
 from scaler.scales import Scale
 from tests.decision.driver import GPU_LADDER, Driver
@@ -24,6 +24,17 @@ def test_a_scale_keeps_the_order_and_can_be_read_back(one: float, other: float) 
     assert scale.own(scale.read(one)) == pytest.approx(one)
     if one < other:
         assert scale.read(one) <= scale.read(other)
+
+
+def test_only_a_gpu_with_thresholds_of_its_own_is_put_through_a_scale() -> None:
+    """RAM is the measure, and never is; nor is a GPU that has the same."""
+    own = Policy(vram_scale_at=0.92, vram_critical_at=0.98)
+    scale = own.scale_of("gpu1")
+    assert scale is not None
+    assert (scale.read(0.92), scale.read(0.98)) == (own.scale_at, own.critical_at)
+    assert own.scale_of(RAM) is None
+    assert Policy().scale_of("gpu1") is None
+    assert Policy(vram_scale_at=0.80, vram_critical_at=0.95).scale_of("gpu1") is None
 
 
 def test_a_gpu_is_filled_to_its_own_threshold_and_ram_to_its_own() -> None:
@@ -78,3 +89,12 @@ def test_thresholds_that_do_not_go_together_are_refused() -> None:
     """Also where one of them is RAM's."""
     with pytest.raises(ValueError, match=r"vram_critical_at 0.95 must be above vram_scale_at 0.96"):
         Policy(vram_scale_at=0.96)
+
+
+@given(st.integers(50, 95), st.integers(50, 98))
+def test_a_threshold_is_told_as_it_was_written(scale_at: int, vram_scale_at: int) -> None:
+    """Not as "70 % instead of 70 %", for a digit far behind the point."""
+    own, read_as = vram_scale_at / 100, scale_at / 100
+    scale = Scale((own, (1 + own) / 2), (read_as, (1 + read_as) / 2))
+    assert scale.own(read_as) == own
+    assert scale.read(own) == read_as

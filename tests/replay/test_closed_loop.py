@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scaler.levels import GIB, RAM, Ladder, Level
+from scaler.machine import LevelMachine
 from scaler.policy import Policy
-from scaler.readings import Gpu, Memory, Power, Reading
+from scaler.readings import Cpu, Gpu, Memory, ModelLoad, Power, Pressure, Reading, Stall, Swap, Thermal
 from scaler.replay.closed_loop import Step, play
 from scaler.replay.optimum import Others, best_score
-from scaler.replay.scoring import KILL_COST, cost_per_s
+from scaler.replay.scoring import CRITICAL_COST, KILL_COST, TIGHT_COST, cost_per_s
 
 TOTAL = 16 * GIB
 LADDER = Ladder(
@@ -24,11 +27,15 @@ LADDER = Ladder(
         Level("large", {RAM: 8 * GIB}, 1.0, 6.0),
     ]
 )
+GPU_LADDER = Ladder([replace(level, footprint={"gpu0": level.footprint[RAM]}) for level in LADDER])
+"""The same on a GPU, which is as large."""
 STEP_S = 2.0
 thorough = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 stretches = st.lists(st.tuples(st.integers(1, 40), st.floats(0, 1)), min_size=1, max_size=12)
+plain_stretches = st.lists(st.tuples(st.integers(1, 8), st.sampled_from([0.0, 0.3, 0.5, 0.6, 0.8, 0.97])), max_size=6)
 dwells = st.sampled_from([2.0, 8.0, 30.0])
+own_thresholds = st.sampled_from([(0.9, 0.97), (0.5, 0.7), (0.6, 0.95)])
 
 
 def readings(shares: Iterable[float], step_s: float = STEP_S) -> list[Reading]:
@@ -36,6 +43,15 @@ def readings(shares: Iterable[float], step_s: float = STEP_S) -> list[Reading]:
     return [
         Reading(at * step_s, 1.7e9 + at * step_s, Memory(TOTAL, int(TOTAL * (1 - share))), 0)
         for at, share in enumerate(shares)
+    ]
+
+
+def gpu_readings(shares: Iterable[float]) -> list[Reading]:
+    """The same of a GPU, with RAM that nobody uses."""
+    used = [int(TOTAL * share) for share in shares]
+    return [
+        Reading(at * STEP_S, None, Memory(TOTAL, TOTAL), 0, gpus=(Gpu(0, "a card", TOTAL, size, TOTAL - size, 0),))
+        for at, size in enumerate(used)
     ]
 
 
@@ -67,7 +83,7 @@ def test_nothing_beats_the_optimum(some: list[tuple[int, float]], dwell_s: float
 
 
 @thorough
-@given(st.lists(st.tuples(st.integers(1, 8), st.sampled_from([0.0, 0.3, 0.5, 0.6, 0.8, 0.97])), max_size=6), dwells)
+@given(plain_stretches, dwells)
 def test_the_optimum_is_that_of_a_search_that_spares_nothing(some: list[tuple[int, float]], dwell_s: float) -> None:
     """The quick programme and one over every level and age find the same."""
     played = readings([*drawn(some), 0.0])
@@ -197,6 +213,151 @@ def test_a_gpu_that_fills_up_is_given_way_to() -> None:
     assert outcome.switches == 2
     assert outcome.seconds_at["large"] == pytest.approx(500, abs=20)
     assert outcome.score <= best_score(others_of(some, (RAM, "gpu0")), ladder, Policy())
+
+
+@thorough
+@given(stretches, dwells, own_thresholds)
+def test_nothing_beats_the_optimum_on_a_gpu_with_thresholds_of_its_own(
+    some: list[tuple[int, float]], dwell_s: float, own: tuple[float, float]
+) -> None:
+    """Both are judged by the same scale."""
+    played = gpu_readings(drawn(some))
+    tried = replace(policy(dwell_s), vram_scale_at=own[0], vram_critical_at=own[1])
+    outcome = play(played, GPU_LADDER, tried)
+    assert outcome.score <= best_score(others_of(played, (RAM, "gpu0")), GPU_LADDER, tried) + 1e-6
+
+
+@thorough
+@given(plain_stretches, dwells, own_thresholds)
+def test_at_best_a_gpus_own_thresholds_are_worth_what_the_same_are_for_all(
+    some: list[tuple[int, float]], dwell_s: float, own: tuple[float, float]
+) -> None:
+    """RAM, which nobody uses here, is never tight by either: what costs and what fits beside depends on the GPU."""
+    others = others_of(gpu_readings([*drawn(some), 0.0]), (RAM, "gpu0"))
+    of_all = replace(policy(dwell_s), scale_at=own[0], critical_at=own[1])
+    of_gpus = replace(policy(dwell_s), vram_scale_at=own[0], vram_critical_at=own[1])
+    assert best_score(others, GPU_LADDER, of_gpus) == pytest.approx(best_score(others, GPU_LADDER, of_all), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("own", "usage", "tight"),
+    [
+        ((None, None), 0.85, True),
+        ((0.9, 0.97), 0.85, False),
+        ((0.9, 0.97), 0.96, True),
+        ((0.5, 0.7), 0.6, True),
+        ((0.5, 0.7), 0.45, False),
+    ],
+)
+def test_a_gpu_is_scored_by_its_own_thresholds(
+    own: tuple[float | None, float | None], usage: float, tight: bool
+) -> None:
+    """All of these are below its critical-at, so that the only level is kept: it serves, and is tight or is not."""
+    only = Ladder([GPU_LADDER[0]])
+    played = gpu_readings([usage - 2 / 16] * 200)
+    outcome = play(played, only, Policy(vram_scale_at=own[0], vram_critical_at=own[1]))
+    assert outcome.seconds_at["small"] == outcome.seconds
+    assert outcome.tight_s == (outcome.seconds if tight else 0)
+    assert outcome.critical_s == 0
+    assert outcome.score == pytest.approx(outcome.seconds * (0.5 - TIGHT_COST * tight))
+    assert outcome.smallest_score == pytest.approx(outcome.score)
+
+
+def test_a_gpu_counts_as_critical_from_its_own_threshold_on() -> None:
+    """Below that of RAM here; the level goes, and does so at once."""
+    only = Ladder([GPU_LADDER[0]])
+    played = gpu_readings([0.2] * 50 + [0.6] * 50)
+    assert play(played, only, Policy()).critical_s == 0
+    outcome = play(played, only, Policy(vram_scale_at=0.5, vram_critical_at=0.7))
+    assert outcome.critical_s == STEP_S
+    assert outcome.seconds_at["off"] > 0
+    # Were it loaded all the time.
+    assert outcome.smallest_score == pytest.approx(0.5 * outcome.seconds - (TIGHT_COST + CRITICAL_COST) * 49 * STEP_S)
+
+
+def test_a_climb_pays_on_a_gpu_that_may_be_filled_further() -> None:
+    """large takes it to 85 %: worth nothing by RAM's thresholds, all of its quality by its own."""
+    played = gpu_readings([0.35] * 1000)
+    outcome = play(played, GPU_LADDER, Policy(vram_scale_at=0.9, vram_critical_at=0.97))
+    assert outcome.seconds_at["large"] > outcome.seconds - 320
+    assert outcome.score == pytest.approx(outcome.quality_s)
+    assert play(played, GPU_LADDER, Policy()).seconds_at["large"] == 0
+
+
+FULL = Reading(
+    at_s=7.0,
+    wall_s=1.7e9,
+    memory=Memory(TOTAL, 10 * GIB, limited_by="cgroup"),
+    own_bytes=1 * GIB,
+    swap=Swap(8 * GIB, GIB, 1.0, 2.0),
+    cpu=Cpu(8, 0.5, 0.1),
+    pressure=Pressure(memory=Stall(0.01)),
+    gpus=tuple(Gpu(index, "a card", TOTAL, 6 * GIB, 10 * GIB, 2 * GIB, 0.4, 71.0, throttled=True) for index in (0, 1)),
+    power=Power(True, 0.5),
+    thermal=Thermal(False),
+    model=ModelLoad(2, 1, 0.3),
+    missing=("gpus",),
+)
+"""Everything that a reading can say is said."""
+
+
+def told(one: Any, but: set[str]) -> dict[str, object]:
+    """Fields and what they say, all but some."""
+    return {field.name: getattr(one, field.name) for field in fields(one) if field.name not in but}
+
+
+def test_all_that_was_recorded_is_shown_to_the_decision_but_for_what_the_model_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A field that is added to a reading is played as well, or this fails."""
+    assert FULL.memory is not None
+    assert FULL.gpus is not None
+    parts: list[Any] = [FULL, FULL.memory, *FULL.gpus]
+    for one in parts:
+        for field in fields(one):
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            assert getattr(one, field.name) != default, f"give {type(one).__name__}.{field.name} a value here"
+    seen: list[Reading] = []
+    observe = LevelMachine.observe
+
+    def noting(machine: LevelMachine, reading: Reading) -> object:
+        seen.append(reading)
+        return observe(machine, reading)
+
+    monkeypatch.setattr(LevelMachine, "observe", noting)
+    play([FULL], Ladder([Level("only", {RAM: 3 * GIB, "gpu0": 5 * GIB}, 1.0, 2.0)]), Policy())
+    (played,) = seen
+    assert played.memory is not None
+    assert played.gpus is not None
+    assert told(played, {"memory", "own_bytes", "gpus"}) == told(FULL, {"memory", "own_bytes", "gpus"})
+    assert played.own_bytes == 3 * GIB
+    assert told(played.memory, {"available_bytes"}) == told(FULL.memory, {"available_bytes"})
+    assert played.memory.available_bytes == TOTAL - 5 * GIB - 3 * GIB
+    held = {"used_bytes", "free_bytes", "own_bytes"}
+    first, second = played.gpus
+    assert told(first, held) == told(FULL.gpus[0], held)
+    assert (first.used_bytes, first.free_bytes, first.own_bytes) == (9 * GIB, 7 * GIB, 5 * GIB)
+    # Of one that the ladder does not take nothing is simulated.
+    assert second == FULL.gpus[1]
+    seen.clear()
+    play([FULL], LADDER, Policy())
+    assert seen[0].gpus == FULL.gpus
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"thermal": Thermal(True)},
+        {"gpus": (Gpu(0, "a card", TOTAL, 0, TOTAL, 0, throttled=True),)},
+        {"model": ModelLoad(running=4, waiting=2, cache_ratio=0.95)},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_heat_and_waiting_answers_that_were_recorded_keep_the_level_down(changed: dict[str, Any]) -> None:
+    """As they would have at that time."""
+    played, asked = gpu_readings([0.0] * 400), Policy(throttled_max_level="small")
+    assert play(played, GPU_LADDER, asked).seconds_at["large"] > 0
+    assert play([replace(one, **changed) for one in played], GPU_LADDER, asked).switches == 0
 
 
 def test_mains_power_that_was_recorded_counts_where_the_policy_asks() -> None:
