@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from scaler.events import DecisionMade, ModelDied, SwitchFailed, TurnNotRemembered
+from scaler.events import DecisionMade, ModelDied, SwitchFailed, TurnNotRemembered, UnloadFailed
 from scaler.levels import OFF, Ladder
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,9 @@ def notice_of(event: object, ladder: Ladder, dwell_s: float) -> Notice | None:
         what = f"{event.level} could not be loaded" if event.level != OFF else "what was loaded could not be unloaded"
         serves = f"{event.still_serving} still serves" if event.still_serving != OFF else "nothing serves"
         return Notice("failure", event.level, f"{what}, {serves}: {event.reason}; {_tried_again(event.level)}")
+    if isinstance(event, UnloadFailed):
+        what = f"{event.level} will not unload and keeps its memory: {event.reason}"
+        return Notice("failure", event.level, f"{what}; unload it by hand, or end the process that holds it")
     if isinstance(event, ModelDied):
         return Notice("failure", event.level, f"{event.level} died: {event.reason}; {_tried_again(event.level)}")
     if isinstance(event, TurnNotRemembered):

@@ -8,7 +8,6 @@ from elsewhere.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -100,6 +99,7 @@ class _Loaded:
     model: LoadedModel
     leases: set[Lease] = field(default_factory=set)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while no answer runs on it, and from its death on."""
     watch: asyncio.Task[None] | None = None
     dead: bool = False
 
@@ -285,6 +285,8 @@ class Switcher:
         try:
             async with asyncio.timeout(RELEASE_ENDS_S):
                 await runtime.release(settings)
+        except LevelUnavailable as error:
+            log.warning("what was loaded before scaler came is not let go of: %s", error)
         except Exception:
             # A fault in one runtime must not keep the other levels from being served.
             log.exception("%s: letting go of what was loaded before scaler came failed", name)
@@ -314,8 +316,9 @@ class Switcher:
         elif (spare := self._standby.pop(switch.dest, None)) is not None:
             self._cut_over(spare, switch)
         elif current is not None and self._beside(current.model.name, switch):
-            if not all(self._apart(one.model.name, switch.dest) for one in self._retiring):
-                await self._finish_retiring()
+            await self._make_room(
+                switch.dest, [one for one in self._retiring if not self._apart(one.model.name, switch.dest)]
+            )
             loaded, load_s = await self._load(switch.dest)
             self._cut_over(loaded, switch)
         else:
@@ -328,14 +331,16 @@ class Switcher:
                     self._current = None
                     self._retire(current)
             self._retire_standbys(switch.dest)
-            await self._finish_retiring()
             if switch.dest == OFF:
+                await self._gone(list(self._retiring))
                 return None
+            await self._make_room(switch.dest, list(self._retiring))
             loaded, load_s = await self._load(switch.dest)
             self._serve(loaded)
         self._retire_standbys(switch.dest)
         self._limit_drains(switch)
-        await self._finish_retiring()
+        # One that will not go is told as such: `dest` serves all the same.
+        await self._gone(list(self._retiring))
         await self._load_standbys(switch.dest)
         return load_s
 
@@ -379,12 +384,16 @@ class Switcher:
             except (LevelUnavailable, MissingExtra) as error:
                 # Serving goes on without it: stepping down takes a load then. The next switch tries again.
                 self._reports.note(StandbyLost(name, str(error)))
+            except Exception as error:
+                # A fault in one runtime must not be blamed on the level that serves already.
+                log.exception("loading %s, which is to stand by, failed unexpectedly", name)
+                self._reports.note(StandbyLost(name, f"{name}: {type(error).__name__}: {error}"))
 
     async def _drain(self, loaded: _Loaded) -> None:
         """Wait until the answers that run now have ended, and tell how many they were."""
         answers, began = set(loaded.leases), self._clock()
         await loaded.idle.wait()
-        if answers:
+        if answers and not loaded.dead:
             cut = sum(lease.cut for lease in answers)
             self._reports.note(Drained(loaded.model.name, len(answers), cut, self._clock() - began))
 
@@ -413,12 +422,20 @@ class Switcher:
     def _retire(self, loaded: _Loaded) -> None:
         self._retiring[loaded] = asyncio.create_task(self._drain_and_unload(loaded), name="retire")
 
-    async def _finish_retiring(self) -> None:
+    async def _make_room(self, dest: str, going: Collection[_Loaded]) -> None:
+        """Wait until they have gone that ``dest`` must not be loaded beside. Raises LevelUnavailable if one stays."""
+        await self._gone(going)
+        if stays := [(one.model.name, self._stuck[one]) for one in going if one in self._stuck]:
+            because = ", and ".join(f"{name} has to go first and will not ({error})" for name, error in stays)
+            raise LevelUnavailable(
+                f"{dest}: not loaded, because {because}; unload that by hand, or end the process that holds it"
+            ) from stays[0][1]
+
+    async def _gone(self, going: Collection[_Loaded]) -> None:
+        """Wait until they have gone, or will not."""
         # Waiting, not gathering: a switch that is overtaken must not leave a model half unloaded.
-        if retiring := dict(self._retiring):
-            await asyncio.wait(retiring.values())
-            if failed := [self._stuck[loaded] for loaded in retiring if loaded in self._stuck]:
-                raise failed[0]
+        if ending := [self._retiring[one] for one in going]:
+            await asyncio.wait(ending)
 
     async def _drain_and_unload(self, loaded: _Loaded) -> None:
         try:
@@ -449,6 +466,8 @@ class Switcher:
     async def _watch(self, loaded: _Loaded) -> None:
         reason = await loaded.model.died()
         loaded.dead = True
+        # To unload it ends its answers, so that nothing waits for them first.
+        loaded.idle.set()
         name = loaded.model.name
         if loaded is self._current:
             self._current = None
@@ -458,6 +477,6 @@ class Switcher:
             self._reports.note(StandbyLost(name, reason))
         else:
             self._reports.died(name, reason)
-        # Why it died is told; whatever of it will not go counts as the others' from now on.
-        with contextlib.suppress(LevelUnavailable):
-            await loaded.model.unload()
+        # What of it has not gone by itself is in the way of what comes next, like any other model that gives way.
+        if loaded not in self._retiring:
+            self._retire(loaded)

@@ -20,7 +20,7 @@ from scaler.cli.daemon import address
 from scaler.cli.record import keep
 from scaler.cli.words import duration, gib
 from scaler.errors import ConfigError, MissingExtra, ScalerError
-from scaler.events import Advised, DecisionMade, ModelDied, PinChanged, SwitchDone, SwitchFailed
+from scaler.events import Advised, DecisionMade, ModelDied, PinChanged, SwitchDone, SwitchFailed, UnloadFailed
 from scaler.monitor import SensorLost, SensorRecovered
 from scaler.proactive import Event
 from scaler.recordings import Recorder
@@ -170,6 +170,8 @@ def _say(event: Event) -> None:
         text += f" ({event.took_s:.2f} s{loading})"
     elif isinstance(event, SwitchFailed):
         text = f"{event.level} could not be loaded, {event.still_serving} serves: {event.reason}"
+    elif isinstance(event, UnloadFailed):
+        text = f"{event.level} will not unload and keeps its memory: {event.reason}"
     elif isinstance(event, ModelDied):
         text = f"{event.level} died: {event.reason}"
     elif isinstance(event, PinChanged):

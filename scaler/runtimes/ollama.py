@@ -156,10 +156,17 @@ class OllamaRuntime:
         return tuple(own)
 
     async def release(self, settings: OllamaLevel) -> None:
-        """Have the level's model unloaded if it is held for ever: so does a scaler that was killed leave it."""
-        with contextlib.suppress(LevelUnavailable), _Explained(settings):
+        """Have the level's model unloaded if it is held for ever: so does a scaler that was killed leave it.
+
+        Raises LevelUnavailable when it stays, or Ollama does not say; one that is off holds nothing.
+        """
+        with _Explained(settings):
             async with _client(settings, ASK_S) as client:
-                for one in (await client.ps()).models:
+                try:
+                    models = (await client.ps()).models
+                except ConnectionError:
+                    return
+                for one in models:
                     for_ever = one.expires_at is not None and one.expires_at.year > FOR_EVER_YEAR
                     if listed(one.model or "") == settings.listed and for_ever:
                         await client.generate(settings.model, keep_alive=0)

@@ -84,7 +84,7 @@ class Runtime(Protocol[L]):
     async def release(self, settings: L) -> None:
         """Let go of what the level's server holds from before scaler came, where nobody else can have use of it.
 
-        Raises nothing: what is wrong with a server is told when a level is to be loaded there.
+        A server that is off holds nothing. Raises LevelUnavailable when it will not let go, or does not say.
         """
 
     async def load(self, settings: L, progress: Callable[[float], None]) -> LoadedModel:

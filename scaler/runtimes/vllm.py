@@ -96,11 +96,17 @@ class VllmRuntime:
         return tuple(self._awake.values())
 
     async def release(self, settings: VllmLevel) -> None:
-        """Put the level's server to sleep if it is awake, as it is when it was just started."""
-        with contextlib.suppress(LevelUnavailable):
-            steering = steering_of(settings)
-            if not await _sleeps(steering):
-                await _put_to_sleep(steering, settings.sleep)
+        """Put the level's server to sleep if it is awake, as it is when it was just started.
+
+        Raises LevelUnavailable when it will not, or does not say; one that is off holds nothing.
+        """
+        steering = steering_of(settings)
+        try:
+            asleep = await _sleeps(steering)
+        except Unreachable:
+            return
+        if not asleep:
+            await _put_to_sleep(steering, settings.sleep)
 
     async def close(self) -> None:
         """Nothing goes on in the background."""

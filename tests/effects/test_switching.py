@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from scaler import switching
 from scaler.answering import collect
 from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable, NeverAsked, QueueFull, RequestTimedOut
-from scaler.events import Drained, ScalerEvent, UnloadFailed
+from scaler.events import Drained, ScalerEvent, StandbyLost, UnloadFailed
 from scaler.level_settings import EmbeddedLevel
 from scaler.levels import GIB, RAM, Ladder, Level, Saving
 from scaler.machine import Decision, Switch
@@ -104,6 +105,8 @@ class Runtime:
         self.closing: LevelUnavailable | None = None
         self.models: dict[str, Model] = {}
         self.failing: set[str] = set()
+        self.faulty: set[str] = set()
+        """Those whose load fails as no runtime should."""
         self.busy = False
         self.gate = asyncio.Event()
         self.gate.set()
@@ -120,7 +123,7 @@ class Runtime:
     def require(self) -> None: ...
 
     def apart(self, one: EmbeddedLevel, other: EmbeddedLevel) -> bool:
-        return True
+        return one.name != other.name
 
     def pids(self) -> tuple[int, ...]:
         return ()
@@ -148,6 +151,8 @@ class Runtime:
             raise
         if settings.name in self.failing:
             raise LevelUnavailable(f"{settings.name}: no")
+        if settings.name in self.faulty:
+            raise RuntimeError("a fault")
         self.models[settings.name] = Model(self, settings.name)
         return self.models[settings.name]
 
@@ -157,12 +162,16 @@ class Told:
 
     def __init__(self) -> None:
         self.log: list[tuple[Any, ...]] = []
+        self.load_s: dict[int, float | None] = {}
+        self.reasons: dict[int, str] = {}
         self._changed = asyncio.Condition()
 
     def switched(self, ticket: int, load_s: float | None = None) -> None:
+        self.load_s[ticket] = load_s
         self._note("switched", ticket)
 
     def switch_failed(self, ticket: int, still_serving: str, reason: str) -> None:
+        self.reasons[ticket] = reason
         self._note("failed", ticket, still_serving)
 
     def died(self, level: str, reason: str) -> None:
@@ -453,6 +462,11 @@ async def raises() -> None:
     raise RuntimeError("a header with a line break")
 
 
+async def stays() -> None:
+    """A server that does not do what it is told."""
+    raise LevelUnavailable("large: told to sleep, the server is still awake; look at its log")
+
+
 async def hangs() -> None:
     """A server that takes the request and does not answer."""
     await asyncio.Event().wait()
@@ -469,6 +483,19 @@ def test_what_cannot_be_let_go_of_keeps_no_level_from_being_served(caplog: pytes
     body()
     assert "large: letting go of what was loaded before scaler came failed" in caplog.text
     assert "a header with a line break" in caplog.text
+
+
+def test_what_would_not_let_go_is_told_as_the_server_says_it(caplog: pytest.LogCaptureFixture) -> None:
+    """It holds memory that `off` says is free; but it is no fault of scaler's, so that nobody needs a traceback."""
+
+    @partial(on_stage, releases={"large": stays})
+    async def body(stage: Stage) -> None:
+        await stage.serve("small")
+
+    body()
+    (record,) = [record for record in caplog.records if record.name == switching.__name__]
+    assert (record.levelno, record.exc_info) == (logging.WARNING, None)
+    assert record.getMessage().endswith(": large: told to sleep, the server is still awake; look at its log")
 
 
 def test_a_server_that_does_not_answer_delays_the_first_switch_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -561,11 +588,129 @@ async def test_a_model_that_will_not_go_is_told_though_its_switch_was_overtaken(
 
 @on_stage
 async def test_a_model_that_will_not_go_fails_the_switch_that_waits_for_it(stage: Stage) -> None:
-    """A fault in its runtime as well; the memory is not to be had."""
+    """A fault in its runtime as well; the memory is not to be had. Who is in whose way is told, and what to do."""
     await stage.serve("small")
     stage.runtime.staying["small"] = RuntimeError("odd")
-    await stage.told.until("failed", stage.ask("large", beside=False), "off")
+    ticket = stage.ask("large", beside=False)
+    await stage.told.until("failed", ticket, "off")
     assert unload_failures(stage) == [UnloadFailed("small", "small: RuntimeError: odd")]
+    assert stage.told.reasons[ticket] == (
+        "large: not loaded, because small has to go first and will not (small: RuntimeError: odd); unload that by "
+        "hand, or end the process that holds it"
+    )
+    assert "load large" not in stage.runtime.log
+    stage.runtime.staying.clear()
+
+
+@on_stage
+async def test_a_model_that_will_not_go_is_not_loaded_a_second_time(stage: Stage) -> None:
+    """What serves meanwhile goes on to serve."""
+    await stage.serve("large")
+    stage.runtime.staying["large"] = LevelUnavailable("large: stays")
+    stage.runtime.going.clear()
+    stage.ask("medium")
+    while "unload large" not in stage.runtime.log:
+        await asyncio.sleep(0)
+    ticket = stage.ask("large")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    stage.runtime.going.set()
+    await stage.told.until("failed", ticket, "medium")
+    assert stage.told.reasons[ticket].startswith(
+        "large: not loaded, because large has to go first and will not (large: stays)"
+    )
+    assert stage.runtime.log.count("load large") == 1
+    stage.runtime.models["medium"].more.release()
+    assert (await stage.answer(1))[0] == "medium"
+    stage.runtime.staying.clear()
+
+
+@partial(on_stage, standby=("medium",))
+async def test_a_model_that_will_not_go_is_no_fault_of_the_level_that_serves_in_its_place(stage: Stage) -> None:
+    """It would back off, and how long it takes to load would not be learnt; what is to stand by is loaded as well."""
+    await stage.serve("small")
+    stage.runtime.staying["small"] = LevelUnavailable("small: stays")
+    ticket = stage.ask("large")
+    await stage.told.until("switched", ticket)
+    assert stage.told.load_s[ticket] is not None
+    assert unload_failures(stage) == [UnloadFailed("small", "small: stays")]
+    assert stage.switcher.loaded == ("large", "medium")
+    stage.runtime.staying.clear()
+
+
+@partial(on_stage, standby=("small",))
+async def test_a_fault_in_loading_what_stands_by_is_not_blamed_on_what_serves(stage: Stage) -> None:
+    """It serves, without anything beside it."""
+    stage.runtime.faulty.add("small")
+    ticket = stage.ask("large")
+    await stage.told.until("switched", ticket)
+    assert (StandbyLost("small", "small: RuntimeError: a fault"),) in stage.told.log
+    assert stage.switcher.loaded == ("large",)
+
+
+@partial(on_stage, standby=("small",))
+async def test_a_step_down_to_what_stands_by_is_done_though_the_other_will_not_go(stage: Stage) -> None:
+    """Then `off` as well: nothing serves."""
+    await stage.serve("large")
+    stage.runtime.staying["large"] = LevelUnavailable("large: stays")
+    await stage.told.until("switched", stage.ask("small", beside=False))
+    stage.runtime.staying["small"] = LevelUnavailable("small: stays")
+    await stage.told.until("switched", stage.ask("off", beside=False))
+    assert unload_failures(stage) == [UnloadFailed("large", "large: stays"), UnloadFailed("small", "small: stays")]
+    assert stage.switcher.loaded == ()
+    stage.runtime.staying.clear()
+
+
+@on_stage
+async def test_what_stays_of_a_dead_model_is_told_and_told_to_go_once_more(stage: Stage) -> None:
+    """It holds memory that nobody uses."""
+    small = await stage.serve("small")
+    stage.runtime.staying["small"] = LevelUnavailable("small: stays")
+    small.die()
+    await stage.told.until(UnloadFailed("small", "small: stays"))
+    assert stage.told.log.index(("died", "small")) < stage.told.log.index((UnloadFailed("small", "small: stays"),))
+    with pytest.raises(LevelUnavailable, match="small: stays"):
+        await stage.switcher.close()
+    stage.runtime.staying.clear()
+    await stage.switcher.close()
+    assert stage.runtime.log.count("unload small") == 3
+
+
+@on_stage
+async def test_a_dead_model_has_gone_before_the_next_is_loaded(stage: Stage) -> None:
+    """Its memory is not back before; its answers, which may hang, are not waited for."""
+    small = await stage.serve("small")
+    lease = await stage.switcher.lease(10, lambda: "testing")
+    stage.runtime.going.clear()
+    small.die()
+    async with asyncio.timeout(10):
+        while "unload small" not in stage.runtime.log:
+            await asyncio.sleep(0)
+    ticket = stage.ask("large", beside=False)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert stage.runtime.log == ["load small", "unload small"]
+    stage.runtime.going.set()
+    await stage.told.until("switched", ticket)
+    assert not any(isinstance(told[0], Drained) for told in stage.told.log)
+    lease.release()
+
+
+@on_stage
+async def test_the_end_waits_for_a_dead_model_to_go(stage: Stage) -> None:
+    """Else nobody would hear that it stays."""
+    small = await stage.serve("small")
+    stage.runtime.staying["small"] = LevelUnavailable("small: stays")
+    stage.runtime.going.clear()
+    small.die()
+    while "unload small" not in stage.runtime.log:
+        await asyncio.sleep(0)
+    closing = asyncio.create_task(stage.switcher.close())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    stage.runtime.going.set()
+    with pytest.raises(LevelUnavailable, match="small: stays"):
+        await closing
     stage.runtime.staying.clear()
 
 

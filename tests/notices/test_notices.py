@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaler.events import DecisionMade, Hurried, ModelDied, PinChanged, SwitchDone, SwitchFailed
+from scaler.events import DecisionMade, Hurried, ModelDied, PinChanged, SwitchDone, SwitchFailed, UnloadFailed
 from scaler.levels import GIB, RAM, Ladder, Level
 from scaler.machine import Decision, Switch
 from scaler.notices import QUIET_S, Notice, Notices, notice_of
@@ -76,6 +76,13 @@ def decided(source: str, dest: str, trigger: str = "observe") -> DecisionMade:
             "small",
             "small could not be loaded, nothing serves: no such file; "
             "small is tried again after a pause that doubles with each failure in a row",
+        ),
+        (
+            UnloadFailed("large", "large: LM Studio says no"),
+            "failure",
+            "large",
+            "large will not unload and keeps its memory: large: LM Studio says no; "
+            "unload it by hand, or end the process that holds it",
         ),
         (
             ModelDied("large", "killed by signal 9"),

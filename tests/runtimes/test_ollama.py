@@ -132,8 +132,9 @@ def test_a_model_that_is_not_pulled_says_how_to_pull_it(server: OllamaServer) ->
 
 
 def test_an_ollama_that_is_off_says_how_to_start_it() -> None:
-    """Nobody listens at that port."""
+    """Nobody listens at that port; which is no fault of a start that finds it so."""
     settings = OllamaLevel(name="small", runtime="ollama", model="small", url=HttpUrl("http://127.0.0.1:9"))
+    asyncio.run(OllamaRuntime().release(settings))
     for ask in (
         lambda: OllamaRuntime().footprint(settings),
         lambda: asyncio.run(OllamaRuntime().load(settings, lambda _: None)),
@@ -165,6 +166,30 @@ def test_one_that_will_not_unload_is_told_and_no_longer_ours(
         assert tuple(runtime.pids()) == ()
 
     asyncio.run(body())
+
+
+def test_what_a_killed_scaler_left_is_let_go_of_or_told(server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that stays holds memory, whether or not its level is ever loaded."""
+    monkeypatch.setattr(ollama, "UNLOAD_S", 0.3)
+
+    async def body() -> None:
+        model = await OllamaRuntime().load(level(server), lambda _: None)
+        server.refuse_unload = True
+        with pytest.raises(LevelUnavailable, match=r"still holds it after 0.3 s; try `ollama stop small`"):
+            await OllamaRuntime().release(level(server))
+        server.refuse_unload = False
+        await OllamaRuntime().release(level(server))
+        assert not server.loaded
+        await model.unload()
+
+    asyncio.run(body())
+
+
+def test_something_else_at_the_address_is_told_when_scaler_starts(server: OllamaServer) -> None:
+    """Whether it holds anything cannot be told."""
+    server.reply = b"<html>hello</html>"
+    with pytest.raises(LevelUnavailable, match=r"^small: small of Ollama at http.* correct the level's url"):
+        asyncio.run(OllamaRuntime().release(level(server)))
 
 
 def test_another_model_than_asked_for_is_no_load(server: OllamaServer) -> None:

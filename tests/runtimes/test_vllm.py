@@ -210,7 +210,8 @@ def test_what_goes_wrong_is_one_message(
     with VllmServer(state=card, **made) as server:
 
         async def body() -> None:
-            await VllmRuntime().release(level(server))
+            if "dev_mode" not in made:
+                await VllmRuntime().release(level(server))
             server.set(**set_to)
             runtime = VllmRuntime()
             with pytest.raises(LevelUnavailable, match=message) as raised:
@@ -256,6 +257,25 @@ def test_a_server_that_will_not_sleep_is_told(card: Path, refusal: dict[str, Any
             await model.unload()
 
         asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("made", "set_to", "message"),
+    [
+        ({}, {"sleep_fails": True}, "/sleep"),
+        ({}, {"stays_awake": True}, "told to sleep, .* still awake; look at its log"),
+        ({"dev_mode": False}, {}, "cannot be put to sleep; start it with VLLM_SERVER_DEV_MODE=1"),
+    ],
+)
+def test_a_server_that_does_not_sleep_when_scaler_starts_is_told(
+    card: Path, made: dict[str, Any], set_to: dict[str, Any], message: str
+) -> None:
+    """It holds its memory of the GPU, whether or not its level is ever loaded."""
+    with VllmServer(state=card, **made) as server:
+        server.set(**set_to)
+        with pytest.raises(LevelUnavailable, match=rf"^big: tiny of vLLM at {server.url}: .*{message}"):
+            asyncio.run(VllmRuntime().release(level(server)))
+        server.take_faults()
 
 
 def test_what_falls_asleep_is_our_own_until_it_sleeps(card: Path) -> None:
