@@ -112,7 +112,7 @@ def test_a_notice_says_what_why_and_what_brings_it_back(event: object, kind: str
         PinChanged("small"),
         object(),
     ],
-    ids=repr,
+    ids=lambda event: type(event).__name__,
 )
 def test_most_events_are_no_news_for_a_person(event: object) -> None:
     """A first load is what they asked for, a pin is their own, and a failure is told once."""
