@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from scaler.advice import Advice, Room, advise
@@ -34,6 +35,11 @@ ASKED_S = 8.0
 Seen = tuple[Survey, Mapping[str, Sequence[Saving]]]
 
 
+def in_a_thread(look: Callable[[], None]) -> None:
+    """Do ``look`` in a thread that nobody waits for at the end: a look at a process that hangs may hang, too."""
+    threading.Thread(target=look, name="scaler-survey", daemon=True).start()
+
+
 class Adviser:
     """Makes advice from what the scaler knows and a look at the machine; usable on one event loop."""
 
@@ -44,21 +50,29 @@ class Adviser:
         levels: Mapping[str, tuple[Runtime[Any], LevelSettings]],
         ladder: Ladder,
         in_our_group: Callable[[], bool],
+        aside: Callable[[Callable[[], None]], None] = in_a_thread,
     ) -> None:
-        """``in_our_group``: whether it is the memory of this process's control group that is short."""
-        self._room, self._survey, self._levels = room, survey, levels
-        self._gpus = any(resource != RAM for level in ladder for resource in level.footprint)
-        self._in_our_group = in_our_group
-        self._savings: dict[str, Sequence[Saving]] = {}
+        """``in_our_group``: whether it is the memory of this process's control group that is short.
+
+        ``aside`` does what it is given beside everything else, as `in_a_thread` does.
+        """
+        self._room, self._survey = room, survey
+        self._in_our_group, self._aside = in_our_group, aside
         self._looking: Future[Seen] | None = None
+        self.reconfigure(levels, ladder)
+
+    def reconfigure(self, levels: Mapping[str, tuple[Runtime[Any], LevelSettings]], ladder: Ladder) -> None:
+        """Advise on these levels from the next look on."""
+        self._levels = levels
+        self._gpus = any(resource != RAM for level in ladder for resource in level.footprint)
+        self._savings: dict[str, Sequence[Saving]] = {}
 
     async def advise(self, patience_s: float = ASKED_S) -> Advice:
         """The advice of this moment. Raises ScalerError when the look took longer than ``patience_s``, OSError."""
         if self._looking is None or self._looking.done():
-            # In a thread of its own that nobody waits for at the end: a look at a process that hangs may hang, too.
-            # One at a time, so that such a look costs one thread and not one each time.
+            # One at a time, so that a look that hangs costs one thread and not one each time.
             self._looking = Future()
-            threading.Thread(target=self._look, args=(self._looking,), name="scaler-survey", daemon=True).start()
+            self._aside(partial(self._look, self._looking))
         try:
             survey, savings = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._looking)), patience_s)
         except TimeoutError:
@@ -66,16 +80,17 @@ class Adviser:
         return advise(self._room(), survey, savings)
 
     def _look(self, seen: Future[Seen]) -> None:
+        levels, known = self._levels, self._savings
         try:
             survey = self._survey.take(gpus=self._gpus, in_our_group=self._in_our_group())
-            for name, (runtime, settings) in self._levels.items():
-                if name not in self._savings:
+            for name, (runtime, settings) in levels.items():
+                if name not in known:
                     try:
-                        self._savings[name] = runtime.savings(settings)
+                        known[name] = runtime.savings(settings)
                     except LevelUnavailable:
                         # Told when it is loaded, and perhaps there the next time; what cannot be read saves nothing.
                         continue
-            seen.set_result((survey, self._savings))
+            seen.set_result((survey, known))
         except BaseException as error:  # noqa: BLE001  # not swallowed: it is the answer, and whoever asked gets it
             seen.set_exception(error)
 
@@ -118,6 +133,10 @@ class Telling:
         """The notice with the best suggestion, if there is any."""
         try:
             advice = await self._adviser.advise(PATIENCE_S)
+        except ScalerError as error:
+            # A machine that is too busy for the look, as one is where a level has to go, is no fault of ours.
+            log.error("no suggestion goes with: %s (%s)", notice.text, error)
+            return notice
         except Exception:
             # That a level gave way is told in any case; that the suggestion is missing is for whoever reads the log.
             log.exception("no suggestion goes with: %s", notice.text)

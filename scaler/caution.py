@@ -5,6 +5,8 @@ Pure bookkeeping: what counts as an incident is decided elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class Caution:
     """A ratio that is taken off a level's limit: ``step`` more with each incident, ``most`` at the most.
@@ -25,6 +27,15 @@ class Caution:
         self._ratio = min(self._most, self.at(at_s) + self._step)
         self._at_s = at_s
         self.incidents[kind] = self.incidents.get(kind, 0) + 1
+
+    @property
+    def kept(self) -> tuple[float, float]:
+        """The caution after the last incident, and when that was."""
+        return self._ratio, self._at_s
+
+    def recall(self, ratio: float, at_s: float, incidents: Mapping[str, int]) -> None:
+        """Take in what was kept before."""
+        self._ratio, self._at_s, self.incidents = min(self._most, ratio), at_s, dict(incidents)
 
     def at(self, at_s: float) -> float:
         """The caution at a time, 0 to ``most``."""

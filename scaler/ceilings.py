@@ -35,6 +35,11 @@ class Ceiling:
         self._stale_after_s = stale_after_s
         self._known_s: float | None = None
 
+    def take_over(self, before: Ceiling) -> None:
+        """Go on with what was known of the same source; how long it lasted is not more than is asked for here."""
+        self.lowers, self.lifted_since, self._known_s = before.lowers, before.lifted_since, before._known_s
+        self.lasted_s = min(before.lasted_s, self._lasts_s)
+
     def take(self, reading: Reading) -> None:
         """Take in what a reading says of it; a machine that lacks the sensor is never said to be lowered."""
         answer, now_s = _answer(self.source, reading), reading.at_s

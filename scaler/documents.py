@@ -62,8 +62,9 @@ class Document:
 
     def faults(self, schema: TypeAdapter[T], error: ValidationError, at: Key = ()) -> list[Fault]:
         """What pydantic found wrong, in words for a person; ``at`` is where the checked data stands."""
+        described = schema.json_schema()
         return [
-            _fault(schema.json_schema(), detail, at, self.data)
+            _fault(described, detail, at, self.data)
             for detail in error.errors(include_url=False)
             # pydantic counts an entry with a fault of its own as absent.
             if not (detail["type"] == "too_short" and detail["input"])
@@ -316,7 +317,15 @@ def _fault(schema: dict[str, Any], detail: Any, at: Key, data: Any) -> Fault:
         case "value_error":
             sentence = str(detail["ctx"]["error"])
             return Fault(_named(sentence, key, data), f"{sentence}; expected figures that go together")
-    return Fault(key, f"{shown(detail['input'])} cannot be used; expected {_expected(schema, node)}")
+    # A URL is not shown, for there may be a password in it.
+    hidden = isinstance(detail["input"], str) and _takes_url(schema, node)
+    value = "what is there" if hidden else shown(detail["input"])
+    return Fault(key, f"{value} cannot be used; expected {_expected(schema, node)}")
+
+
+def _takes_url(schema: dict[str, Any], node: dict[str, Any]) -> bool:
+    choices = [_resolved(schema, choice) for choice in node.get("anyOf", (node,))]
+    return any(choice.get("format") == "uri" for choice in choices)
 
 
 def _named(sentence: str, key: Key, data: Any) -> Key:

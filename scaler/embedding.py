@@ -43,6 +43,8 @@ class Embeddings:
         self._unloading: asyncio.Task[None] | None = None
         self._why_gone = ""
         self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._used_s = clock()
         self._leave: Callable[[], None] = lambda: None
 
@@ -68,6 +70,7 @@ class Embeddings:
     async def embed(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Answer an OpenAI embeddings request. Raises LevelUnavailable, RequestRejected."""
         self._running += 1
+        self._idle.clear()
         model: EmbeddingModel | None = None
         try:
             model = await self._loaded()
@@ -78,9 +81,18 @@ class Embeddings:
             raise LevelUnavailable(f"{self._where}: it was unloaded, {self._why_gone}; try again later") from None
         finally:
             self._running -= 1
+            if not self._running:
+                self._idle.set()
             self._used_s = self._clock()
 
-    async def close(self) -> None:
+    async def retire(self) -> None:
+        """Unload it for good once nobody waits for its vectors; at once when cancelled."""
+        try:
+            await self._idle.wait()
+        finally:
+            await self.close("since the configuration changed")
+
+    async def close(self, why: str = "since scaler ends") -> None:
         """Unload it for good; a load that runs is given up."""
         self._leave()
         self._closed = True
@@ -88,7 +100,7 @@ class Embeddings:
             self._loading.cancel()
         async with self._turn:
             if self._model is not None:
-                self._let_go("since scaler ends")
+                self._let_go(why)
             if self._unloading is not None:
                 await self._unloading
 

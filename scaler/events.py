@@ -162,6 +162,23 @@ class PersonTold:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A value of the configuration that is another now, as text; None where it is not shown, as it may be secret."""
+
+    key: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """The configuration was read anew: ``changes`` apply from now on, the keys in ``restart`` after a restart."""
+
+    changes: tuple[Change, ...]
+    restart: tuple[str, ...]
+
+
 ScalerEvent = (
     DecisionMade
     | Hurried
@@ -180,4 +197,5 @@ ScalerEvent = (
     | EmbeddingsLoaded
     | EmbeddingsGone
     | PersonTold
+    | Reconfigured
 )

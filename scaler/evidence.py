@@ -6,6 +6,7 @@ the machine writes it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from scaler.caution import Caution
@@ -19,6 +20,13 @@ from scaler.readings import Reading, Usage
 from scaler.trends import Trend
 
 NEVER = float("-inf")
+NEEDLES = ("needle_s", "needle_share", "memory_s")
+TRENDS = ("trend_window_s", "rise_s")
+PEAKS = (
+    *("dwell_s", "dwell_max_s", "wasted_within_s", "needle_s"),
+    *("sureness", "band", "band_max", "doubt_s", "memory_s"),
+)
+"""The parameters that shape what is learned of needles, trends and peaks: under others it would mean something else."""
 LONGEST_WINDOWS = 4
 """So many windows at the most: each costs memory and time, and doublings beyond an hour taught nothing more."""
 
@@ -86,11 +94,69 @@ class Evidence:
         self.settled = True
         self.wanted = True
         self.changed_at_s = NEVER
+        self.begun_at_s = NEVER
+        """Changes up to then are no pressure to recover from: the scaler before this one ended as it was asked to."""
         self.pinned: int | None = None
         self.failures = [0] * count
         self.backoff_until_s = [NEVER] * count
         self.wasted = [0] * count
         self.highest_allowed = count - 1 if policy.max_level is None else ladder.index(policy.max_level)
+
+    def take_over(self, before: Evidence, kept: Mapping[int, int]) -> None:
+        """Go on from what was known before, of another ladder or by another policy, as of its last reading.
+
+        ``kept`` has the positions before, by those here, of the levels whose models are the same. What was learned of
+        them, and of others' use, stays, unless the parameters by which it is learned changed. A policy that changed in
+        anything begins the watch for room anew, and the time of the last change stays: nothing is climbed to sooner.
+        The caller sets what is served.
+        """
+        policy, ladder = self.policy, before.ladder
+        alike = policy == before.policy
+        self.footprints.take_over(before.footprints, kept)
+        needles, trends, peaks = (
+            all(getattr(policy, name) == getattr(before.policy, name) for name in names)
+            for names in (NEEDLES, TRENDS, PEAKS)
+        )
+        for here, there in kept.items():
+            self.over_since[here] = before.over_since[there]
+            if alike and self._takes(here) == before._takes(there):
+                self.fits_since[here] = before.fits_since[there]
+                self.recovers_since[here] = before.recovers_since[there]
+                self._doubted_since[here] = before._doubted_since[there]
+            if self.ladder[here].load_s == ladder[there].load_s:
+                self.load_s[here] = before.load_s[there]
+            caution = before.cautions[there]
+            self.cautions[here].recall(*caution.kept, caution.incidents)
+            if needles:
+                self.needles[here] = before.needles[there]
+            self.failures[here] = before.failures[there]
+            self.backoff_until_s[here] = before.backoff_until_s[there]
+            self.wasted[here] = before.wasted[there]
+        for index, resource in enumerate(self.resources):
+            if resource in before.resources:
+                was = before.resources.index(resource)
+                if trends:
+                    self.trends[index] = before.trends[was]
+                if peaks:
+                    self.peaks[index] = before.peaks[was]
+        known = {ceiling.source: ceiling for ceiling in before.ceilings}
+        for ceiling in self.ceilings:
+            if ceiling.source in known:
+                ceiling.take_over(known[ceiling.source])
+        self.exhausted_since, self._missed = before.exhausted_since, before._missed
+        self.wanted, self.changed_at_s, self.begun_at_s = before.wanted, before.changed_at_s, before.begun_at_s
+        self.now_s, self.reading = before.now_s, before.reading
+
+    def look_again(self) -> None:
+        """Project the last reading anew, if there is one, after what serves was set."""
+        if self.reading is not None:
+            self.usage = self._parts([self.reading.usage(resource) for resource in self.resources])
+            self._limit(self.now_s)
+            self._project(self.now_s, self.usage)
+
+    def _takes(self, position: int) -> dict[str, int]:
+        """Bytes by resource, of those that the level takes."""
+        return {name: size for name, size in zip(self.resources, self.footprints.of(position), strict=True) if size}
 
     def take(self, reading: Reading) -> bool:
         """Fold in one reading; False when it says nothing (missing RAM, or not later than the last)."""
@@ -102,10 +168,7 @@ class Evidence:
             return False
         if now - self.now_s > self.policy.stale_after_s:
             self._break()
-        if self._some_give_nothing:
-            usage = [
-                part if part is None or self._gives_back(index) else _others(part) for index, part in enumerate(usage)
-            ]
+        usage = self._parts(usage)
         self.now_s, self.reading, self.usage = now, reading, usage
         # A reading that was begun before the switch was over may count two models.
         learns = self.settled and self.state >= 0 and now >= self.changed_at_s
@@ -124,13 +187,22 @@ class Evidence:
                     # A full machine hides how much more others want; what shows once we gave way is no rise.
                     self.trends[index].forget_rise()
                 self.peaks[index].add(now, other)
-        for position, caution in enumerate(self.cautions):
-            self.limits[position] = self.policy.scale_at - caution.at(now)
+        self._limit(now)
         for ceiling in self.ceilings:
             ceiling.take(reading)
         self._project(now, usage)
         self._watch_what_serves(now)
         return True
+
+    def _parts(self, usage: list[Usage | None]) -> list[Usage | None]:
+        """The parts of each resource, ours as others' where unloading what is loaded would give nothing back."""
+        if not self._some_give_nothing:
+            return usage
+        return [part if part is None or self._gives_back(index) else _others(part) for index, part in enumerate(usage)]
+
+    def _limit(self, now: float) -> None:
+        for position, caution in enumerate(self.cautions):
+            self.limits[position] = self.policy.scale_at - caution.at(now)
 
     def _watch_what_serves(self, now: float) -> None:
         """Note since when nothing is left, and a near miss: settled, and still usage got above critical-at."""

@@ -7,6 +7,8 @@ minute.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from scaler.levels import RAM, Ladder
 
 
@@ -58,6 +60,36 @@ class Footprints:
         else:
             kept = 0.5 ** ((at_s - before) / self._half_life_s)
             self._own[position][resource] = seen + int((known - seen) * kept)
+        self._raise_to_ascending()
+
+    def learned(self, position: int) -> dict[str, int]:
+        """Bytes of each resource that the level itself was seen to take; of what was never seen, none."""
+        return {
+            resource: own
+            for resource, own, seen_at in zip(self.resources, self._own[position], self._seen_at[position], strict=True)
+            if seen_at is not None
+        }
+
+    def recall(self, position: int, learned: Mapping[str, int], at_s: float) -> None:
+        """Take in what was learned before; from ``at_s`` on it falls as if it had been seen then."""
+        for index, resource in enumerate(self.resources):
+            if self._declared[position][index] and (size := learned.get(resource)):
+                self._own[position][index], self._seen_at[position][index] = size, at_s
+        self._raise_to_ascending()
+
+    def take_over(self, before: Footprints, kept: Mapping[int, int]) -> None:
+        """Go on with what was learned of the same levels; ``kept`` has their positions before by those here.
+
+        What a level was declared to take otherwise than before is believed as declared.
+        """
+        for here, there in kept.items():
+            for index, resource in enumerate(self.resources):
+                if resource not in before.resources:
+                    continue
+                was = before.resources.index(resource)
+                if self._declared[here][index] == before._declared[there][was]:
+                    self._own[here][index] = before._own[there][was]
+                    self._seen_at[here][index] = before._seen_at[there][was]
         self._raise_to_ascending()
 
     def of(self, position: int) -> list[int]:

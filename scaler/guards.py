@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from scaler.ceilings import BATTERY, PROCESSORS, Ceiling
-from scaler.evidence import NEVER, Evidence
+from scaler.evidence import Evidence
 from scaler.levels import GIB, OFF, RAM
 
 
@@ -285,7 +285,7 @@ def recovers(evidence: Evidence, position: int) -> Verdict:
     since = evidence.recovers_since[position]
     held = 0.0 if since is None else evidence.now_s - since
     # Before the first change there was no pressure to recover from.
-    asked = evidence.policy.recovery_s if evidence.changed_at_s > NEVER else 0.0
+    asked = evidence.policy.recovery_s if evidence.changed_at_s > evidence.begun_at_s else 0.0
     limit, horizon = evidence.recovery_limit(position), evidence.horizon_s(position)
     ahead = evidence.ahead(position, horizon)
     if since is not None and ahead is not None and ahead.usage > limit:
@@ -350,7 +350,8 @@ def rested(evidence: Evidence, position: int) -> Verdict:
 def backing_off(evidence: Evidence, position: int) -> Verdict:
     """The level failed lately and is left alone for now."""
     left = evidence.backoff_until_s[position] - evidence.now_s
-    if left <= 0:
+    # Before the first reading of a level that never failed, this is not a number.
+    if not left > 0:
         return Verdict(False, None, None, "{level} is not backing off")
     failures = evidence.failures[position]
     times = "once" if failures == 1 else f"{failures} times"

@@ -31,12 +31,16 @@ from scaler.events import (
     ModelDied,
     PersonTold,
     PinChanged,
+    Reconfigured,
     StandbyLost,
     SwitchDone,
     SwitchFailed,
     TurnNotRemembered,
     UnloadFailed,
 )
+from scaler.private_files import private_folder
+
+log = logging.getLogger(__name__)
 
 
 class JournalError(ScalerError):
@@ -47,7 +51,7 @@ class _Lines(RotatingFileHandler):
     """A rotating file that raises, where the standard library's would print to stderr and go on."""
 
     def _open(self) -> IO[str]:  # type: ignore[override]
-        _cut_unfinished(Path(self.baseFilename))
+        _mend(Path(self.baseFilename))
         return open(
             self.baseFilename, self.mode, encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
         )
@@ -78,13 +82,20 @@ class Journal:
         try:
             with self._lock:
                 if self._lines is None:
-                    self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    private_folder(self.path.parent)
                     self._lines = _Lines(
                         self.path, maxBytes=self._max_bytes, backupCount=self._files - 1, encoding="utf-8"
                     )
                 self._lines.handle(logging.makeLogRecord({"msg": line}))
         except OSError as error:
             raise self._failed(error) from error
+
+    def resize(self, *, max_bytes: int, files: int) -> None:
+        """Keep so many files of this size from the next record on; what there is too much of is left where it is."""
+        with self._lock:
+            self._max_bytes, self._files = max_bytes, files
+            if self._lines is not None:
+                self._lines.maxBytes, self._lines.backupCount = max_bytes, files - 1
 
     def close(self) -> None:
         """Close the file; a later write opens it again. Raises JournalError when the last records cannot be kept."""
@@ -101,12 +112,21 @@ class Journal:
         return JournalError(f"{self.path}: {error.strerror or error}; free some space or set journal.path")
 
 
-def _cut_unfinished(path: Path) -> None:
-    """Take away a last line that a power cut left unfinished, so that the next record does not run into it."""
-    if path.is_file():
-        text = path.read_bytes()
-        if not text.endswith(b"\n"):
-            os.truncate(path, text.rfind(b"\n") + 1)
+def _mend(path: Path) -> None:
+    """End a last line that a power cut left without its end, or take it away, so that no record runs into it."""
+    if not path.is_file() or not (text := path.read_bytes()) or text.endswith(b"\n"):
+        return
+    whole = text.rfind(b"\n") + 1
+    try:
+        json.loads(text[whole:])
+    except ValueError:
+        os.truncate(path, whole)
+        log.warning(
+            "%s: its last record was unfinished, as after a power cut; its %d bytes are gone", path, len(text) - whole
+        )
+    else:
+        with open(path, "ab") as file:
+            file.write(b"\n")
 
 
 def read(path: Path, *, files: int = 5) -> Iterator[dict[str, Any]]:
@@ -154,6 +174,7 @@ KINDS = {
     EmbeddingsLoaded: "embeddings_loaded",
     EmbeddingsGone: "embeddings_gone",
     PersonTold: "told",
+    Reconfigured: "reconfigured",
 }
 
 

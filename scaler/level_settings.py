@@ -14,6 +14,9 @@ from pydantic import Discriminator, Field, HttpUrl, Tag
 from scaler.documents import Section
 from scaler.levels import GIB, RAM, gpu_resource
 
+_JUDGED = {"quality", "ram_gib", "vram_gib", "load_s", "load_timeout_s", "standby"}
+"""The keys of a level that say how it is judged, and nothing of what is loaded."""
+
 
 class LevelSettings(Section):
     """What a level has whatever loads it."""
@@ -49,6 +52,10 @@ class LevelSettings(Section):
         """Whether its weights are pages of a mapped file, which do not show as used."""
         return False
 
+    def loads_as(self, other: LevelSettings) -> bool:
+        """Whether a model that was loaded for the one level is what would be loaded for the other."""
+        return type(self) is type(other) and self.model_dump(exclude=_JUDGED) == other.model_dump(exclude=_JUDGED)
+
     @property
     def declared(self) -> dict[str, int]:
         """What it is said to take, in bytes a resource; RAM is lacking where it was left out."""
@@ -83,6 +90,8 @@ class EmbeddedLevel(LevelSettings):
     """Check the weights while loading: a corrupted file otherwise loads and answers garbage."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Loopback port of the model's server; a private unix socket when left out."""
+    hang_s: Annotated[float, Field(ge=1, le=3600)] = 30.0
+    """Its process is killed when it has said and computed nothing for so many seconds, and a new one takes over."""
 
     @property
     def mapped(self) -> bool:
@@ -107,6 +116,8 @@ class LlamaServerLevel(LevelSettings):
     """How many layers go onto the GPU."""
     arguments: tuple[str, ...] = ()
     """More of the program's arguments, such as ["--jinja"]."""
+    hang_s: Annotated[float, Field(ge=1, le=3600)] = 30.0
+    """Its process is killed when it has said and computed nothing for so many seconds, and a new one takes over."""
 
 
 class ServedLevel(LevelSettings):

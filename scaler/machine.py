@@ -8,7 +8,7 @@ nothing of processes, HTTP, threads or files, and never waits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from transitions import EventData, Machine, Transition
 
 from scaler.errors import PinRefused
 from scaler.evidence import NEVER, Evidence
-from scaler.guards import GUARDS, allowed, critical, debounce_s, exhausted, explain, fits_under_critical
+from scaler.guards import GUARDS, allowed, backing_off, critical, debounce_s, exhausted, explain, fits_under_critical
 from scaler.levels import OFF, Ladder
 from scaler.policy import Policy
 from scaler.readings import Reading
@@ -242,6 +242,95 @@ class LevelMachine:
     def _subject(self, guard: str, row: Row) -> int:
         return self.ladder.index(row.source if GUARDS[guard].subject == "from" or row.dest is None else row.dest)
 
+    # ------------------------------------------------------------------ in place of another
+
+    def take_over(self, before: LevelMachine, kept: Collection[str], at_s: float) -> None:
+        """Go on from where a machine with another ladder or policy is; ``kept`` names the levels whose models stay.
+
+        Where that serves a level which is gone, whose model is another now or which the tier forbids now, a switch is
+        begun: to what takes its place, or to the largest smaller level that fits. It never climbs. A pin lasts if its
+        level may still be served. To be called once, before anything else.
+        """
+        evidence, was = self.evidence, before.evidence
+        same = {self.ladder.index(name): before.ladder.index(name) for name in self.ladder.names if name in kept}
+        here = {there: position for position, there in same.items()}
+        evidence.take_over(was, same)
+        self._ticket, self.last_decision, self.switch = before._ticket, before.last_decision, before.switch
+        self._served_since, self._event_at_s = before._served_since, before._event_at_s
+        self._climbed_to = here.get(before._climbed_to, -1)
+        evidence.serving, evidence.state = here.get(-1 if was.serving is None else was.serving), here.get(was.state, -1)
+        evidence.settled = was.settled
+        evidence.look_again()
+        names = (OFF, *self.ladder.names)
+        if before.pinned in names and self.ladder.index(before.pinned) <= evidence.highest_allowed:
+            evidence.pinned = self.ladder.index(before.pinned)
+        away = self._why_away(before, kept)
+        if away is not None and before.serving in kept and allowed(evidence, self.ladder.index(before.serving)).holds:
+            evidence.state = self.ladder.index(before.serving)
+        elif away is not None:
+            evidence.state = self._in_place_of(before)
+        state = OFF if evidence.state < 0 else self.ladder[evidence.state].name
+        self._machine.set_state(state, self._model)
+        stand_by = _standing_by(self.ladder, state)
+        if away is None and not (stand_by == _standing_by(before.ladder, state) and stand_by <= set(kept)):
+            away = f"other levels stand by beside {state} now"
+        if away is not None:
+            self._reload(before, away, max(at_s, evidence.now_s, evidence.changed_at_s), kept)
+
+    def _why_away(self, before: LevelMachine, kept: Collection[str]) -> str | None:
+        """Why the state before cannot be gone on with; None if it can."""
+        state = before.state
+        if state == OFF:
+            return None
+        if state not in self.ladder.names:
+            return f"{state} is not on the ladder any more"
+        if self.ladder.index(state) > self.evidence.highest_allowed:
+            return f"the tier allows {self.policy.max_level} at most now"
+        return None if state in kept else f"{state} has other settings now"
+
+    def _in_place_of(self, before: LevelMachine) -> int:
+        """The position of the level to go to from what served before, or was to serve; -1 for off.
+
+        A level that was above it is not gone to, nor a new one that takes more, for these are to be climbed to.
+        """
+        evidence, was = self.evidence, before.evidence
+        left = was.state if was.serving is None else was.serving
+        took = dict(zip(was.resources, was.footprints.of(left), strict=True))
+        for position in reversed(range(len(self.ladder))):
+            name = self.ladder[position].name
+            takes = dict(zip(evidence.resources, evidence.footprints.of(position), strict=True))
+            more = any(size > took.get(resource, 0) for resource, size in takes.items())
+            known = name in before.ladder.names
+            above = before.ladder.index(name) > left if known else more or not any(takes.values())
+            usage, limit = evidence.usage_at(position), evidence.limits[position] - (self.policy.band if more else 0.0)
+            # Whatever takes no more than what is to go fits where nothing could be read as well.
+            fits = not more if usage is None else usage <= limit
+            if fits and not above and self._may_load(position):
+                return position
+        usage = evidence.usage_at(0)
+        return 0 if usage is not None and usage <= evidence.recovery_limit(0) and self._may_load(0) else -1
+
+    def _may_load(self, position: int) -> bool:
+        return allowed(self.evidence, position).holds and not backing_off(self.evidence, position).holds
+
+    def _reload(self, before: LevelMachine, reason: str, now: float, kept: Collection[str]) -> None:
+        """Have the effects switch because the configuration changed."""
+        evidence = self.evidence
+        self._ticket += 1
+        decision = Decision(
+            *(self._ticket, now, "reload", before.state, self.state, reason, (reason,), ()),
+            *(evidence.told(), evidence.reading),
+        )
+        self._climbed_to, self._served_since, self._event_at_s = -1, now, now
+        evidence.changed_at_s, evidence.settled = now, False
+        self.last_decision = decision
+        drain_s, drain_tokens = self._drain_limits()
+        left = before.serving != OFF and before.serving not in kept
+        beside = self._fits_beside(evidence.state, left=left)
+        self.switch = Switch(decision.ticket, self.state, beside, drain_s, drain_tokens, decision)
+        self._inputs += 1
+        self._on_enter(self.switch)
+
     # ------------------------------------------------------------------ what is known
 
     @property
@@ -265,6 +354,14 @@ class LevelMachine:
         """The level that a person pinned, if any."""
         position = self.evidence.pinned
         return None if position is None else OFF if position < 0 else self.ladder[position].name
+
+    @property
+    def climbed(self) -> str | None:
+        """The level of a climb that would be wasted if it had to be undone now, if there is one."""
+        evidence, served = self.evidence, self.evidence.now_s - self._served_since
+        if self._climbed_to != evidence.state or evidence.state < 0 or served >= self.policy.wasted_within_s:
+            return None
+        return self.state
 
     # ------------------------------------------------------------------ what comes in
 
@@ -476,11 +573,13 @@ class LevelMachine:
             return policy.drain_seconds * CRITICAL_SHARE, int(policy.drain_tokens * CRITICAL_SHARE)
         return policy.drain_seconds, policy.drain_tokens
 
-    def _fits_beside(self, position: int) -> bool:
+    def _fits_beside(self, position: int, *, left: bool = False) -> bool:
+        """Whether a level fits beside what serves; ``left`` says that it is the model of no level of this ladder."""
         evidence = self.evidence
-        if position < 0 or evidence.serving is None:
+        if position < 0 or (evidence.serving is None and not left):
             return False
-        new, old = evidence.footprints.of(position), evidence.footprints.of(evidence.serving)
+        new = evidence.footprints.of(position)
+        old = [0] * len(new) if evidence.serving is None else evidence.footprints.of(evidence.serving)
         for index, (need, held, part) in enumerate(zip(new, old, evidence.usage, strict=True)):
             if not need:
                 continue
@@ -560,3 +659,8 @@ class LevelMachine:
         if guard == "recovers" and evidence.recovers_since[position] is not None and held < self.policy.recovery_s:
             return self.policy.recovery_s - held
         return None
+
+
+def _standing_by(ladder: Ladder, state: str) -> set[str]:
+    """The levels that stand by beside a state, which is on the ladder, or off."""
+    return {level.name for level in ladder[: max(ladder.index(state), 0)] if level.standby}

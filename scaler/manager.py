@@ -7,9 +7,10 @@ a level if it must, and is answered; it knows no thresholds and reads no sensors
 from __future__ import annotations
 
 import asyncio
-import time
+import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,26 +23,30 @@ from weakref import WeakValueDictionary
 from scaler.advice import Advice
 from scaler.advising import Adviser, Telling
 from scaler.answering import Chunk, collect
-from scaler.assembly import assemble
+from scaler.assembly import Parts, usable
 from scaler.conversations import conversations
 from scaler.conversations.protocol import Message, Said
 from scaler.descriptions import Description
 from scaler.embedding import Embeddings
-from scaler.errors import ConversationError, RequestRejected
-from scaler.events import TurnNotRemembered
+from scaler.errors import ConfigError, ConversationError, LevelUnavailable, MissingExtra, RequestRejected, ScalerError
+from scaler.events import Reconfigured, TurnNotRemembered
 from scaler.handoff import says_something
-from scaler.journal import Journal
-from scaler.levels import RAM
+from scaler.levels import RAM, Ladder
 from scaler.loop_thread import LoopThread
-from scaler.monitor import ResourceMonitor
 from scaler.notices import Notice, Notices, notice_of
 from scaler.notify import outboxes
+from scaler.notify.outbox import Outbox
 from scaler.proactive import Event, ProactiveScaler
 from scaler.relaying import Relay
+from scaler.reloading import Reload, changes, kept, waiting
+from scaler.remembered import Remembered
+from scaler.remembering import Remembering, marks
 from scaler.sensors import Sensor, default_sensors
 from scaler.sensors.model_load import ModelLoadSensor
-from scaler.sensors.programs import ProgramSurvey
+from scaler.surroundings import Surroundings
 from scaler.switching import Switcher
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,61 +91,89 @@ class ModelManager:
         sensors: Callable[[Callable[[], Collection[int]]], Sequence[Sensor]] = default_sensors,
         on_notice: Callable[[Notice], None] | None = None,
         notify_upgrades: bool = False,
+        remember: bool = False,
+        surroundings: Surroundings | None = None,
     ) -> None:
         """``config``: a YAML in place of the person's own; ``sensors`` makes those of a machine other than this.
+
+        ``remember``: know what the one before learned, and keep it for the next, as the configuration's ``remembered``
+        says; one program at a time. ``surroundings``: a simulated machine's.
 
         Raises ConfigError when the configuration is at fault, LevelUnavailable when a level cannot be sized,
         MissingExtra when the library of a runtime, or of a place for notices, is not installed, ConversationError when
         the file for the conversations cannot be used.
         """
-        parts = assemble(config)
+        outside = surroundings or Surroundings()
+        self._clock = outside.clock
+        self._config, self._assemble = config, outside.assemble
+        parts = outside.assemble(config)
         # Before anything is started: without its library no level could ever be loaded.
         for runtime, _ in parts.levels.values():
             runtime.require()
         settings = parts.settings
+        self.not_permitted = parts.bounds.prepare()
+        """What the configuration asks of the models' processes and this machine does not permit, in sentences."""
+        for sentence in self.not_permitted:
+            log.warning("%s", sentence)
         self._outboxes = outboxes(settings.notices)
+        self._parts, self._started = parts, settings
         self.settings = settings
         self.detection = parts.tier
         self._switcher: Switcher
-        monitor = ResourceMonitor(
+        monitor = outside.monitor(
             interval_s=settings.monitor.interval_s,
             sensors=(
                 *sensors(lambda: self._switcher.pids()),
                 ModelLoadSensor(lambda: self._switcher.load_heard()),
             ),
+            clock=outside.clock,
+            wall_clock=outside.wall_clock,
         )
-        self.journal = Journal(
+        self.journal = outside.journal(
             settings.journal.path, max_bytes=int(settings.journal.max_mib * 1024**2), files=settings.journal.files
         )
         self._proactive_scaler = ProactiveScaler(
-            ladder=parts.ladder, policy=parts.policy, monitor=monitor, journal=self.journal, tier=parts.tier.tier.name
+            ladder=parts.ladder,
+            policy=parts.policy,
+            monitor=monitor,
+            journal=self.journal,
+            tier=parts.tier.tier.name,
+            clock=outside.clock,
+            wall_clock=outside.wall_clock,
         )
         self._embeddings = Embeddings(*parts.embeddings, self._proactive_scaler) if parts.embeddings else None
         self.conversations = conversations(settings.conversations)
         self.progress: dict[str, float] = {}
-        self.notices = Notices(upgrades=notify_upgrades or settings.notices.upgrades)
+        self._notify_upgrades = notify_upgrades
+        self.notices = Notices(upgrades=notify_upgrades or settings.notices.upgrades, clock=outside.clock)
         if on_notice is not None:
             self.notices.subscribe(on_notice)
-        for outbox in self._outboxes:
-            self.notices.subscribe(outbox.take)
+        self._leave_outboxes = [self.notices.subscribe(outbox.take) for outbox in self._outboxes]
+        self._told_of: tuple[Ladder, float] = parts.ladder, parts.policy.dwell_s
+        self._told_next: deque[tuple[Ladder, float]] = deque()
+        self._reloading = asyncio.Lock()
+        self._reloads: set[asyncio.Task[Reload]] = set()
+        self._past: set[Embeddings] = set()
+        self._parting: set[asyncio.Task[None]] = set()
         self._levels = parts.levels
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._effects = LoopThread("scaler-effects")
+        self._effects = outside.effects("scaler-effects")
         self._switcher = Switcher(
             parts.levels,
             self._proactive_scaler,
             queue_limit=settings.queue.limit,
             on_progress=self.progress.__setitem__,
+            clock=outside.clock,
         )
         self._relay = Relay(
             self._proactive_scaler,
             self._switcher,
-            {name: level for name, (_, level) in parts.levels.items()},
             settings.queue.wait_s,
+            outside.clock,
         )
         self._adviser = Adviser(
             self._proactive_scaler.room,
-            ProgramSurvey(self._pids),
+            outside.survey(self._pids),
             parts.levels,
             parts.ladder,
             lambda: (
@@ -148,6 +181,7 @@ class ModelManager:
                 and monitor.latest.memory is not None
                 and monitor.latest.memory.limited_by == "cgroup"
             ),
+            outside.aside,
         )
         self._telling = Telling(self.notices, self._adviser, self._proactive_scaler.note)
         self._effects.call(self._switcher.start())
@@ -156,6 +190,15 @@ class ModelManager:
             self._effects.call(self._embeddings.start())
         for outbox in self._outboxes:
             self._effects.call(outbox.start())
+        self.remembered: Remembered | None = None
+        """What was known at the start already, if anything."""
+        self._remembering = Remembering(
+            settings.remembered.path,
+            self._proactive_scaler,
+            marks(parts.ladder, settings.ladder),
+        )
+        if remember and settings.remembered.enabled:
+            self.remembered = self._remembering.begin()
         self._proactive_scaler.want(False)
         self._proactive_scaler.on_enter(self._switcher.request)
         self._proactive_scaler.subscribe(self._on_event)
@@ -198,7 +241,8 @@ class ModelManager:
 
     def _pids(self) -> tuple[int, ...]:
         """The roots of the process trees of every model, the embedding model's too."""
-        return (*self._switcher.pids(), *(self._embeddings.pids() if self._embeddings is not None else ()))
+        vectors = (*([self._embeddings] if self._embeddings is not None else []), *tuple(self._past))
+        return (*self._switcher.pids(), *(pid for one in vectors for pid in one.pids()))
 
     # ---------------------------------------------------------------- answers
 
@@ -305,14 +349,14 @@ class ModelManager:
         options: Mapping[str, Any],
     ) -> Answer:
         identity = conversation_id or uuid.uuid4().hex
-        began = time.monotonic()
+        began = self._clock()
         first: float | None = None
         async with self._turn_lock(identity):
             messages, new = await self._messages(identity, message, system)
             chunks: list[Chunk] = []
             async with aclosing(self.answer({**options, "messages": messages}, streamed=False)) as answer:
                 async for arrived in answer:
-                    first = time.monotonic() - began if first is None else first
+                    first = self._clock() - began if first is None else first
                     chunks += arrived
             whole, said = await _said(chunks)
             fault = await self._remember(identity, [*new, said])
@@ -323,7 +367,7 @@ class ModelManager:
             identity,
             choice["finish_reason"],
             whole.get("usage", {}).get("completion_tokens", 0),
-            time.monotonic() - began,
+            self._clock() - began,
             first,
             tuple(choice["message"].get("tool_calls", ())),
             fault,
@@ -382,8 +426,10 @@ class ModelManager:
         return self.notices.subscribe(taker)
 
     def _on_event(self, event: Event) -> None:
-        scaler = self._proactive_scaler
-        notice = notice_of(event, scaler.ladder, scaler.policy.dwell_s)
+        if isinstance(event, Reconfigured):
+            # What comes before it is of the ladder before it, whenever it is told.
+            self._told_of = self._told_next.popleft()
+        notice = notice_of(event, *self._told_of)
         if notice is not None:
             # Told elsewhere: to find a suggestion takes longer than the next reading may be held up.
             self._telling.take(notice)
@@ -396,6 +442,104 @@ class ModelManager:
         Looks at every process of this machine and touches none. Raises ScalerError when that takes too long.
         """
         return await self._effects.run(self._adviser.advise())
+
+    # ---------------------------------------------------------------- another configuration
+
+    async def reload(self) -> Reload:
+        """Read the configuration anew and go on with it; returns what changed, and what waits for a restart.
+
+        No answer and no request that waits is dropped: where the level that serves is gone or another now, its model
+        answers until the next one does. Raises ConfigError, with nothing changed, for anything that would keep scaler
+        from starting with it; ScalerError and OSError when this machine does not tell its memory.
+        """
+        return await self._effects.run(self._reload_whole())
+
+    def reload_sync(self) -> Reload:
+        """`reload` for code without an event loop; not to be called on a running loop."""
+        return self._effects.call(self._reload_whole())
+
+    async def _reload_whole(self) -> Reload:
+        # Whoever asked for it may hang up; it is not left half done.
+        task = asyncio.create_task(self._reload(), name="reload")
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+        return await asyncio.shield(task)
+
+    async def _reload(self) -> Reload:
+        async with self._reloading:
+            try:
+                parts, embeddings, boxes, known_by = await asyncio.to_thread(self._read_anew)
+            except (ScalerError, OSError) as error:
+                log.error("the configuration is refused, and nothing changes: %s", error)
+                raise
+            before, settings, scaler = self._parts, parts.settings, self._proactive_scaler
+            event = Reconfigured(changes(before, parts), waiting(self._started, settings))
+            same = kept(before, parts)
+            if embeddings is not None and embeddings is not self._embeddings:
+                await embeddings.start()
+            for box in boxes if boxes is not self._outboxes else ():
+                await box.start()
+            # From here on without a pause: whatever else runs on this loop sees the one configuration or the other.
+            self._parts, self.settings, self.detection, self._levels = parts, settings, parts.tier, parts.levels
+            for name in [name for name in self.progress if name not in parts.levels]:
+                del self.progress[name]
+            self._switcher.reconfigure(parts.levels, same, queue_limit=settings.queue.limit)
+            self._relay.wait_s = settings.queue.wait_s
+            self._adviser.reconfigure(parts.levels, parts.ladder)
+            self._change_outboxes(boxes)
+            self.notices.upgrades = self._notify_upgrades or settings.notices.upgrades
+            self._change_embeddings(embeddings)
+            self.journal.resize(max_bytes=int(settings.journal.max_mib * 1024**2), files=settings.journal.files)
+            scaler.monitor.set_interval(settings.monitor.interval_s)
+            self._remembering.change_marks(known_by)
+            self._told_next.append((parts.ladder, parts.policy.dwell_s))
+            unpinned = scaler.reconfigure(parts.ladder, parts.policy, parts.tier.tier.name, same, event)
+            return Reload(settings.file, event.changes, event.restart, unpinned)
+
+    def _read_anew(self) -> tuple[Parts, Embeddings | None, list[Outbox], dict[str, str]]:
+        """What the configuration asks for now, made as far as that can fail. Raises as `reload` does."""
+        parts = usable(self._config, self._parts, self._assemble)
+        settings, embeddings, boxes = parts.settings, self._embeddings, self._outboxes
+        try:
+            if settings.embeddings != self.settings.embeddings:
+                embeddings = Embeddings(*parts.embeddings, self._proactive_scaler) if parts.embeddings else None
+            if settings.notices != self.settings.notices:
+                boxes = outboxes(settings.notices)
+        except (LevelUnavailable, MissingExtra) as error:
+            raise ConfigError(f"{settings.file}: {error}") from error
+        return parts, embeddings, boxes, marks(parts.ladder, settings.ladder)
+
+    def _change_outboxes(self, boxes: list[Outbox]) -> None:
+        before, self._outboxes = self._outboxes, boxes
+        if boxes is before:
+            return
+        for leave in self._leave_outboxes:
+            leave()
+        self._leave_outboxes = [self.notices.subscribe(box.take) for box in boxes]
+        for box in before:
+            self._part(box.close())
+
+    def _change_embeddings(self, embeddings: Embeddings | None) -> None:
+        before, self._embeddings = self._embeddings, embeddings
+        if before is not None and before is not embeddings:
+            self._past.add(before)
+            self._part(before.retire()).add_done_callback(lambda _: self._past.discard(before))
+
+    def _part(self, ending: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Have something that is used no more end by itself."""
+        task = asyncio.create_task(ending)
+        self._parting.add(task)
+        task.add_done_callback(self._parting.discard)
+        return task
+
+    async def _end_reloads(self) -> None:
+        for task in self._reloads:
+            task.cancel()
+        await asyncio.gather(*self._reloads, return_exceptions=True)
+
+    async def _end_parting(self) -> None:
+        await asyncio.gather(*(one.close() for one in tuple(self._past)))
+        await asyncio.gather(*self._parting)
 
     # ---------------------------------------------------------------- the end
 
@@ -413,12 +557,15 @@ class ModelManager:
             ending.callback(self.conversations.close)
             ending.callback(self._effects.stop)
             ending.callback(lambda: call(self._close_outboxes()))
+            ending.callback(lambda: call(self._end_parting()))
             if self._embeddings is not None:
                 embeddings = self._embeddings
                 ending.callback(lambda: call(embeddings.close()))
             ending.callback(lambda: call(self._telling.close()))
             ending.callback(lambda: call(self._switcher.close()))
+            ending.callback(self._remembering.close)
             ending.callback(self._proactive_scaler.stop_continuous_monitoring)
+            ending.callback(lambda: call(self._end_reloads()))
 
     async def _close_outboxes(self) -> None:
         await asyncio.gather(*(outbox.close() for outbox in self._outboxes))

@@ -60,6 +60,7 @@ class ResourceMonitor:
         retry_max_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        worker: Callable[[], Worker] = Worker,
     ) -> None:
         sensors = default_sensors(own_pids) if sensors is None else sensors
         _check({"interval_s": interval_s, "sensor_timeout_s": sensor_timeout_s, "retry_max_s": retry_max_s}, sensors)
@@ -68,6 +69,7 @@ class ResourceMonitor:
         self._clock = clock
         self._wall_clock = wall_clock
         self._watches = [Watch(sensor, pause_s=interval_s, pause_max_s=retry_max_s) for sensor in sensors]
+        self._new_worker = worker
         self._worker: Worker | None = None
         self._reading_lock = threading.Lock()
         self._changed = threading.Condition()
@@ -118,6 +120,15 @@ class ResourceMonitor:
             self._changed.notify_all()
         if run.thread is not threading.current_thread():
             run.thread.join()
+
+    def set_interval(self, interval_s: float) -> None:
+        """Read every ``interval_s`` seconds from now on. Raises ConfigError when that is not above 0."""
+        _check_seconds({"interval_s": interval_s})
+        if interval_s != self._interval_s:
+            self._interval_s = interval_s
+            for watch in self._watches:
+                watch.set_pause(interval_s)
+            self.nudge()
 
     def nudge(self) -> None:
         """Ask the loop to read now instead of at the end of the interval; does nothing when not running."""
@@ -180,7 +191,7 @@ class ResourceMonitor:
         """Put the question to every sensor; wait for the answers, the time limit, or until ``run`` is stopping."""
         at_s = self._clock()
         if self._worker is None:
-            self._worker = Worker()
+            self._worker = self._new_worker()
         asked = ((watch, watch.ask(at_s, self._worker)) for watch in self._watches)
         round_ = _Round(at_s, self._wall_clock(), {watch: answer for watch, answer in asked if answer is not None})
         open_answers = len(round_.answers)
@@ -288,10 +299,14 @@ class _Round(NamedTuple):
     answers: dict[Watch, Future[object]]
 
 
-def _check(positive: dict[str, float], sensors: Sequence[Sensor]) -> None:
+def _check_seconds(positive: dict[str, float]) -> None:
     for name, value in positive.items():
         if not 0 < value <= threading.TIMEOUT_MAX:
             raise ConfigError(f"monitor: {name} is {value}; expected seconds, more than 0")
+
+
+def _check(positive: dict[str, float], sensors: Sequence[Sensor]) -> None:
+    _check_seconds(positive)
     known = {field.name for field in fields(Reading)} - {"at_s", "wall_s", "missing"}
     names = [sensor.name for sensor in sensors]
     for position, name in enumerate(names):

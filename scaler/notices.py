@@ -87,7 +87,7 @@ class Notices:
 
     def __init__(self, *, upgrades: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         """``clock``: monotonic seconds."""
-        self._upgrades, self._clock = upgrades, clock
+        self.upgrades, self._clock = upgrades, clock
         self._takers: list[Callable[[Notice], None]] = []
         self._told_s: dict[tuple[str, str], float] = {}
         self._withheld: dict[tuple[str, str], int] = {}
@@ -107,7 +107,7 @@ class Notices:
 
         From one thread at a time.
         """
-        if notice.kind == "upgrade" and not self._upgrades:
+        if notice.kind == "upgrade" and not self.upgrades:
             return None
         same, now_s = (notice.kind, notice.level), self._clock()
         if self.repeats(notice):

@@ -6,6 +6,7 @@ Pure bookkeeping; safe to use from many threads.
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 
 USUAL_AFTER = 5
@@ -68,6 +69,11 @@ class Performance:
         if rate is None or now.tokens_per_s is None or now.answers < USUAL_AFTER or sample.tokens < TELLING_TOKENS:
             return None
         return rate / now.tokens_per_s
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forget every level but these."""
+        with self._lock:
+            self._levels = {name: known for name, known in self._levels.items() if name in names}
 
     def levels(self) -> dict[str, LevelPerformance]:
         """A copy of what is known, by level."""

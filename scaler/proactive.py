@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,7 @@ from scaler.events import (
     Hurried,
     ModelDied,
     PinChanged,
+    Reconfigured,
     ScalerEvent,
     SwitchDone,
     SwitchFailed,
@@ -37,6 +38,7 @@ from scaler.monitor import MonitorEvent, ReadingTaken, ResourceMonitor
 from scaler.performance import AnswerSample, LevelPerformance, Performance
 from scaler.policy import Policy
 from scaler.readings import Reading, Usage
+from scaler.remembered import Remembered, recall, remember
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +164,7 @@ class ProactiveScaler:
         self._stop_feeding: Callable[[], None] | None = None
         self._decided_at_s = clock()
         self._failed: dict[str, str] = {}
+        self._unwritten = 0
         self._preflight = Preflight("wait", OFF, None, "no reading yet", None)
         self._read_at_s: float | None = None
 
@@ -408,6 +411,46 @@ class ProactiveScaler:
         """Have something that the effects did told to the subscribers and written into the journal."""
         self._publish(event)
 
+    # ---------------------------------------------------------------- another configuration
+
+    def reconfigure(
+        self, ladder: Ladder, policy: Policy, tier: str | None, kept: Collection[str], event: Reconfigured
+    ) -> str | None:
+        """Decide on this ladder and by this policy from now on, and tell ``event``; returns a level that was unpinned.
+
+        ``kept`` names the levels whose models are the same as before: what is known of them stays. Nothing is climbed
+        to sooner than without it. Whoever performs the switches must know the new levels already.
+        """
+        with self._lock:
+            before = self._machine
+            self.ladder, self.policy, self.tier = ladder, policy, tier
+            self._machine = LevelMachine(ladder, policy, self._entered, on_hurry=self._hurried)
+            self._performance.keep(kept)
+            self._failed = {name: why for name, why in self._failed.items() if name in kept}
+            self._pending.append(event)
+            self._machine.take_over(before, kept, self._clock())
+            unpinned = before.pinned if self._machine.pinned is None else None
+            if unpinned is not None:
+                self._pending.append(PinChanged(None))
+            self._refresh_preflight()
+        self._deliver()
+        return unpinned
+
+    # ---------------------------------------------------------------- over a restart
+
+    def remember(self, marks: Mapping[str, str], boot: str | None, *, ended: bool = False) -> Remembered:
+        """What is to outlive this scaler. ``ended``: it was asked to end. See `remembered` for the rest."""
+        with self._lock:
+            return remember(self._machine, marks, boot, self._clock(), ended=ended, failed=self._failed)
+
+    def recall(self, remembered: Remembered, marks: Mapping[str, str], boot: str | None) -> None:
+        """Know what the scaler before this one did; to be called before the first reading."""
+        with self._lock:
+            recall(self._machine, remembered, marks, boot, self._clock())
+            for name, level in remembered.levels.items():
+                if level.failed is not None and marks.get(name) == level.mark:
+                    self._failed[name] = level.failed
+
     # ---------------------------------------------------------------- subscribers
 
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
@@ -483,9 +526,15 @@ class ProactiveScaler:
             return
         try:
             self._journal.write(record)
-        except JournalError:
-            # Serving goes on without the journal; that it is incomplete is said, with the line that is lost.
-            log.exception("the journal lost a record: %s", record)
+        except JournalError as error:
+            self._unwritten += 1
+            # Once: where the log goes to the same disk, or to a person, a line for each record helps nobody.
+            if self._unwritten == 1:
+                log.error("the journal is not written, and serving goes on without it: %s", error)
+            return
+        if self._unwritten:
+            log.warning("the journal is written again; up to %d records before this are lost", self._unwritten)
+            self._unwritten = 0
 
     def _refresh_preflight(self) -> None:
         before, now = self._preflight, self._expected()

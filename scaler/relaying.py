@@ -5,6 +5,7 @@ Owns a request from its arrival to its end. Knows no thresholds, loads nothing a
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -15,15 +16,17 @@ from scaler.conversations.fitting import fit
 from scaler.errors import LevelUnavailable, NeverAsked, QueueFull, RequestRejected, RequestTimedOut
 from scaler.events import AnswerHandedOver
 from scaler.handoff import Splice, token_limit, without_thinking
-from scaler.level_settings import LevelSettings
 from scaler.normal_form import normal_form
 from scaler.proactive import Preflight, ProactiveScaler
+from scaler.runtimes.protocol import LoadedModel
 from scaler.switching import Lease, Switcher
 
 ANSWER_SHARE = 4
 """Where a request names no token limit, this part of the context window (a quarter) is kept for the answer."""
 BESIDES = ("tools", "response_format", "chat_template_kwargs")
 """What a chat template may put into the prompt beside the messages."""
+AGAIN_S = 0.2
+"""For so long a model that was gone is not asked again: whoever watches it hears of its end a little later."""
 DEATHS = 2
 """An answer under which so many models died may be what kills them; no further level is tried."""
 
@@ -35,13 +38,12 @@ class Relay:
         self,
         scaler: ProactiveScaler,
         switcher: Switcher,
-        levels: Mapping[str, LevelSettings],
         wait_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``wait_s``: for how long a request waits for a level, at its beginning and at each hand-off."""
-        self._scaler, self._switcher, self._levels = scaler, switcher, levels
-        self._wait_s, self._clock = wait_s, clock
+        self._scaler, self._switcher = scaler, switcher
+        self.wait_s, self._clock = wait_s, clock
 
     async def answer(
         self, request: Mapping[str, Any], *, level: str | None = None, streamed: bool = True
@@ -56,8 +58,9 @@ class Relay:
         """
         scaler, splice = self._scaler, Splice(normal_form(request), streamed=streamed)
         scaler.want(True)
-        until, deaths = self._clock() + self._wait_s, 0
+        until, deaths = self._clock() + self.wait_s, 0
         failure: LevelUnavailable | None = None
+        gone: tuple[LoadedModel, NeverAsked] | None = None
         todo = splice.next_request()
         while todo is not None:
             check = scaler.check_preflight_resources()
@@ -71,7 +74,13 @@ class Relay:
                     raise failure from None
                 # The level gave way, and none came in its place: what was said of the answer stands.
                 break
-            answering, failure, leased_s = Answering(lease), None, self._clock()
+            if gone is not None and lease.model is gone[0]:
+                lease.release()
+                if self._clock() >= until:
+                    raise gone[1]
+                await asyncio.sleep(AGAIN_S)
+                continue
+            answering, failure, leased_s = Answering(lease, self._clock), None, self._clock()
             try:
                 asked = await self._prepare(todo, splice, lease, check)
                 async with aclosing(answering.stream(asked)) as arriving:
@@ -81,7 +90,11 @@ class Relay:
                         if splice.stopped:
                             return
             except LevelUnavailable as error:
-                failure, deaths = error, deaths + (not isinstance(error, NeverAsked))
+                failure = error
+                if isinstance(error, NeverAsked):
+                    gone = lease.model, error
+                else:
+                    deaths += 1
             except RequestRejected:
                 if not splice.begun:
                     raise
@@ -89,7 +102,7 @@ class Relay:
                 break
             finally:
                 lease.release()
-                if (sample := answering.sample()) is not None:
+                if not lease.replaced and (sample := answering.sample()) is not None:
                     scaler.update_performance_metrics(sample)
             if splice.finished or not (answering.gave_way or failure):
                 rest = splice.rest()
@@ -103,11 +116,14 @@ class Relay:
                 raise failure
             todo = splice.next_request()
             # What counts is the waiting for a level, not that for one's turn at it.
-            until = self._clock() + self._wait_s if lease.tokens else until + self._clock() - leased_s
+            until = self._clock() + self.wait_s if lease.tokens else until + self._clock() - leased_s
             if splice.begun:
                 if level is not None:
                     break
                 failure = None if answering.gave_way else failure
+                if isinstance(failure, NeverAsked):
+                    # It had no part in the answer.
+                    continue
                 scaler.note(AnswerHandedOver(lease.level, splice.tokens, str(failure) if failure else None))
         if ending := splice.ending():
             yield [Chunk(splice.level, one) for one in ending]
@@ -135,7 +151,7 @@ class Relay:
         if limit is not None:
             asked["max_tokens"] = limit
         if "messages" in asked:
-            context = self._levels[lease.level].context_tokens
+            context = lease.settings.context_tokens
             reserved = min(limit or context // ANSWER_SHARE, context // 2)
             messages, said = list(asked["messages"]), []
             if splice.text:

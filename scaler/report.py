@@ -8,6 +8,7 @@ from typing import Any
 
 from scaler.advice import Advice
 from scaler.proactive import Preflight, ResourceTrend, Status
+from scaler.reloading import Reload
 
 
 def status_report(status: Status, trends: Mapping[str, ResourceTrend]) -> dict[str, Any]:
@@ -23,3 +24,8 @@ def preflight_report(preflight: Preflight) -> dict[str, Any]:
 def advice_report(advice: Advice) -> dict[str, Any]:
     """What would make room for a larger level; sizes in bytes."""
     return asdict(advice)
+
+
+def reload_report(reload: Reload) -> dict[str, Any]:
+    """What became of a reload; values as text, null where they are not shown."""
+    return asdict(reload)

@@ -6,16 +6,17 @@ Knows nothing of the machine: the tier is handed in. Reading YAML and telling it
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, HttpUrl, PrivateAttr, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import Field, HttpUrl, PrivateAttr, TypeAdapter, ValidationError, WithJsonSchema, field_serializer
 
 from scaler import paths, policy_layers
 from scaler.demo.models import SHAPES
-from scaler.documents import JSON_SCHEMA, Document, Fault, Key, Section, dotted, parse, read_document
+from scaler.documents import JSON_SCHEMA, Document, Fault, Key, Section, dotted, parse, read_document, shown
 from scaler.errors import ConfigError
 from scaler.level_settings import (
     EmbeddedLevel,
@@ -34,6 +35,12 @@ from scaler.tiers import AUTO, Detection, HardwareTierDetector, Tier
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 """The hosts of a runtime that runs on this machine."""
+ORIGIN = re.compile(r"null|(?!https?://\*)[a-z][a-z0-9+.-]*://(\*|[^\s/*]+)")
+"""What a browser sends as an origin; of all the web's pages at once there is none."""
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""The name of an environment variable, as shells have it."""
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""The addresses that mean every address, and where this machine reaches what listens there."""
 DEMO = "demo:"
 """A model's path that begins like this names one of the demo ladder's models."""
 
@@ -61,13 +68,36 @@ class EmbeddingSettings(Section):
     """After how many seconds without a request it is unloaded."""
 
 
+class TlsSettings(Section):
+    """The certificate of `scaler run`; both paths may begin with ~, or be relative to the configuration file."""
+
+    certificate: Path
+    """The certificate in PEM, with those that it hangs on behind it."""
+    key: Path
+    """Its private key, without a password."""
+
+
 class ServerSettings(Section):
-    """Where `scaler run` answers."""
+    """Where `scaler run` answers, and whom: see docs/SECURITY.md."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """A loopback address: requests are not authenticated."""
+    """The address to listen on. One that other machines reach needs a token."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8484
     """The TCP port; 0 takes a free one."""
+    token_file: Path | None = None
+    """A file with the token that every request must bring, readable by its owner only; the environment variable
+    SCALER_TOKEN goes before it. Null asks for none."""
+    tls: TlsSettings | None = None
+    """Answer over HTTPS; over HTTP when left out."""
+    allow_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """More names that programs call this server by, such as scaler.lan."""
+    allow_origins: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """The web pages and programs in browsers that may ask: origins such as http://localhost:3000 or app://obsidian.md,
+    or chrome-extension://* for all of one kind."""
+    max_connections: Annotated[int, Field(ge=1, le=65536)] = 256
+    """How many connections there may be at a time."""
+    receive_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    """For how many seconds the head of a request may be on its way, and for how many its body."""
 
 
 class QueueSettings(Section):
@@ -120,6 +150,27 @@ class RecordingSettings(Section):
     """How large they may get all together, in MiB."""
 
 
+class RememberedSettings(Section):
+    """Whether and where `scaler run` keeps what it learned, what failed and the pin, for the next start."""
+
+    enabled: bool = True
+    """Remember over a restart."""
+    path: Path = Field(default_factory=lambda: paths.state() / "remembered.json")
+    """The file; ~ is the home directory, a relative path is relative to the configuration file."""
+
+
+class ProcessesSettings(Section):
+    """How far the processes of models that scaler starts stay behind the person's programs."""
+
+    nice: Annotated[int, Field(ge=0, le=19)] = 5
+    """Their priority for the processor, as nice has it: 0 is a program's, 19 the lowest."""
+    oom_score_adj: Annotated[int, Field(ge=0, le=1000)] = 800
+    """How early the kernel kills them when memory is out, on Linux: 0 is a program's, 1000 is before everything."""
+    memory_limit_share: Annotated[float, Field(ge=1, le=100)] | None = None
+    """The most memory that each may hold, as a multiple of what its level takes; on Linux, in a control group that
+    scaler may share out. Null sets no limit."""
+
+
 class NoticesSettings(Section):
     """How a person learns that a level gave way or failed, beside `on_notice` and ``GET /events``."""
 
@@ -129,6 +180,11 @@ class NoticesSettings(Section):
     """Show notices on the desktop, with the library desktop-notifier."""
     webhook: HttpUrl | None = None
     """Post each notice as JSON to this http or https URL."""
+
+    @field_serializer("webhook", when_used="json")
+    def _without_secrets(self, webhook: HttpUrl | None) -> str | None:
+        """The host only, for the rest of such a URL is often a secret, and this is shown."""
+        return None if webhook is None else f"{webhook.scheme}://{webhook.host}/..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +210,8 @@ class Settings(Section):
     journal: JournalSettings = Field(default_factory=JournalSettings)
     conversations: ConversationsSettings = ConversationsSettings()
     recording: RecordingSettings = Field(default_factory=RecordingSettings)
+    remembered: RememberedSettings = Field(default_factory=RememberedSettings)
+    processes: ProcessesSettings = ProcessesSettings()
     notices: NoticesSettings = NoticesSettings()
     policy: Annotated[Mapping[str, Any], WithJsonSchema(policy_layers.POLICY.json_schema())] = {}
     """What this machine decides differently from its tier."""
@@ -165,6 +223,10 @@ class Settings(Section):
     def file(self) -> str:
         """The file that this was read from."""
         return self._document.name
+
+    def error(self, key: Key, sentence: str) -> ConfigError:
+        """What to raise for a value that cannot be used: with the file, and the line of ``key``."""
+        return self._document.error(Fault(key, sentence))
 
     def detection(self, detector: HardwareTierDetector) -> Detection:
         """The tier that applies: the one named, or the hardware's. Raises ConfigError for an unknown name."""
@@ -248,11 +310,13 @@ def load_settings(path: Path | None = None, *, shipped: bool = False) -> Setting
     if conversations_path is not None:
         conversations_path = _absolute(conversations_path, folder, ("conversations", "path"), faults)
     recording_path = _absolute(settings.recording.path, folder, ("recording", "path"), faults)
+    remembered_path = _absolute(settings.remembered.path, folder, ("remembered", "path"), faults)
     if faults:
         raise document.error(*faults)
     journal = settings.journal.model_copy(update={"path": journal_path})
     conversations = settings.conversations.model_copy(update={"path": conversations_path})
     recording = settings.recording.model_copy(update={"path": recording_path})
+    remembered = settings.remembered.model_copy(update={"path": remembered_path})
     settings = settings.model_copy(
         update={
             "ladder": tuple(levels),
@@ -260,6 +324,7 @@ def load_settings(path: Path | None = None, *, shipped: bool = False) -> Setting
             "journal": journal,
             "conversations": conversations,
             "recording": recording,
+            "remembered": remembered,
         }
     )
     settings._document, settings._ladder_document = document, ladder_document
@@ -301,6 +366,21 @@ def _absolute(path: Path, folder: Path, key: Key, faults: list[Fault]) -> Path:
     except RuntimeError:
         faults.append(Fault(key, f"{str(path)!r} names no user's home; expected ~/ or a path that has no ~ in front"))
         return path
+
+
+def _server(server: ServerSettings, folder: Path, faults: list[Fault]) -> ServerSettings:
+    """The same with its paths made independent of where scaler was started."""
+    for position, origin in enumerate(server.allow_origins):
+        if not ORIGIN.fullmatch(origin):
+            sentence = f"{shown(origin)} is no origin; expected one such as http://localhost:3000, app://* or null"
+            faults.append(Fault(("server", "allow_origins", position), sentence))
+    token_file, tls = server.token_file, server.tls
+    if token_file is not None:
+        token_file = _absolute(token_file, folder, ("server", "token_file"), faults)
+    if tls is not None:
+        files = {key: _absolute(file, folder, ("server", "tls", key), faults) for key, file in tls}
+        tls = tls.model_copy(update=files)
+    return server.model_copy(update={"token_file": token_file, "tls": tls})
 
 
 def _ladder_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
@@ -347,6 +427,10 @@ def _server_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
             sentence = "holds a name or a password; expected none, and key_env with the name of an environment variable"
             faults.append(Fault((*at, "url"), sentence))
             continue
+        if level.key_env is not None and not VARIABLE.fullmatch(level.key_env):
+            # Not shown: it may be the key itself, by mistake.
+            sentence = "is not the name of an environment variable; expected one, such as OPENAI_API_KEY"
+            faults.append(Fault((*at, "key_env"), sentence))
         if isinstance(level, OpenAILevel):
             for key in ("ram_gib", "vram_gib"):
                 if getattr(level, key):

@@ -52,14 +52,20 @@ class Lease:
     def __init__(self, loaded: _Loaded) -> None:
         self.model = loaded.model
         self.level = loaded.model.name
+        self.settings = loaded.settings
         self.tokens = 0
         self.cut = False
         self.on_cut: Callable[[], None] = lambda: None
         self._loaded = loaded
         self._token_limit: int | None = None
         self._timer: asyncio.TimerHandle | None = None
-        loaded.leases.add(self)
+        loaded.leases[self] = None
         loaded.idle.clear()
+
+    @property
+    def replaced(self) -> bool:
+        """Whether its model is that of no level any more: the configuration has changed since it was loaded."""
+        return self._loaded.replaced
 
     def count(self, tokens: int = 1) -> None:
         """Note that the answer has grown."""
@@ -84,7 +90,7 @@ class Lease:
         """Give the model back. Safe to call twice."""
         if self._timer is not None:
             self._timer.cancel()
-        self._loaded.leases.discard(self)
+        self._loaded.leases.pop(self, None)
         if not self._loaded.leases:
             self._loaded.idle.set()
 
@@ -97,11 +103,15 @@ class Lease:
 @dataclass(eq=False)
 class _Loaded:
     model: LoadedModel
-    leases: set[Lease] = field(default_factory=set)
+    runtime: Runtime[Any]
+    settings: LevelSettings
+    leases: dict[Lease, None] = field(default_factory=dict)
+    """Those that were not given back, in the order in which they were taken."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while no answer runs on it, and from its death on."""
     watch: asyncio.Task[None] | None = None
     dead: bool = False
+    replaced: bool = False
 
     def __post_init__(self) -> None:
         self.idle.set()
@@ -121,6 +131,7 @@ class Switcher:
     ) -> None:
         """``queue_limit``: how many requests may wait for a level at most. Call `start` on the loop."""
         self._levels, self._reports = levels, reports
+        self._runtimes = {id(runtime): runtime for runtime, _ in levels.values()}
         self._queue_limit, self._on_progress, self._clock = queue_limit, on_progress, clock
         self._wanted: Switch | None = None
         self._current: _Loaded | None = None
@@ -151,19 +162,63 @@ class Switcher:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._take, switch)
 
+    def reconfigure(
+        self,
+        levels: Mapping[str, tuple[Runtime[Any], LevelSettings]],
+        kept: Collection[str],
+        *,
+        queue_limit: int,
+    ) -> None:
+        """Load these levels from now on; what is loaded of a level in ``kept`` stays as it is. On the loop.
+
+        Every other model is that of no level any more: it answers until the next switch, which lets it go. Whoever
+        calls this requests that switch, if the level that serves or one that stands by beside it is not kept.
+        """
+        before, standbys = self._levels, self._standbys_wanted()
+        self._levels, self._queue_limit = levels, queue_limit
+        # What still has to go, or goes on in the background, may be of a runtime that no level has any more.
+        self._runtimes.update({id(runtime): runtime for runtime, _ in levels.values()})
+        self._order = {name: position for position, name in enumerate(levels)}
+        self._kept = tuple(name for name, (_, settings) in levels.items() if settings.standby)
+        loaded = (self._current, *self._retiring, *self._standby.values())
+        for one in loaded:
+            if one is not None and one.model.name not in kept:
+                one.replaced = True
+        for name in [name for name, one in self._standby.items() if one.replaced]:
+            self._retire(self._standby.pop(name))
+        wanted = self._wanted.dest if self._wanted is not None else OFF
+        moot = wanted not in (OFF, *kept) or self._standbys_wanted() != standbys or not standbys <= set(kept)
+        if moot and self._performing is not None:
+            self._performing.cancel()
+        for name, (runtime, settings) in levels.items():
+            # What our own models hold, or did until now, is nothing that an earlier scaler has left.
+            alike = [of for other, of in before.values() if other is runtime and not runtime.apart(of, settings)]
+            if name not in before and not alike and self._loop is not None:
+                self._releasing[name] = self._loop.create_task(
+                    self._release(name, runtime, settings), name=f"release {name}"
+                )
+        # Those who insist on a level that is gone are to hear of it.
+        self._opened.set()
+
+    def _standbys_wanted(self) -> set[str]:
+        """The levels that are to stand by beside the one that is wanted."""
+        wanted = self._wanted.dest if self._wanted is not None else OFF
+        return set(self._standbys(wanted)) if wanted in self._order else set()
+
     def pids(self) -> tuple[int, ...]:
         """The roots of the process trees of everything that is loaded or being loaded."""
-        return tuple(pid for runtime in self._runtimes for pid in runtime.pids())
-
-    @property
-    def _runtimes(self) -> Collection[Runtime[Any]]:
-        return {id(runtime): runtime for runtime, _ in self._levels.values()}.values()
+        return tuple(pid for runtime in tuple(self._runtimes.values()) for pid in runtime.pids())
 
     @property
     def loaded(self) -> tuple[str, ...]:
         """The levels that can answer now: the one that serves, and those that stand by."""
-        serving = self._current
-        return (*([serving.model.name] if serving is not None and not serving.dead else []), *self._standby)
+        return (*([] if (serving := self._serving) in (None, OFF) else [str(serving)]), *self._standby)
+
+    @property
+    def _serving(self) -> str | None:
+        """The level whose model takes requests, or ``off``; None for a model of a level that is no more."""
+        current = self._current
+        return OFF if current is None or current.dead else None if current.replaced else current.model.name
 
     def load_heard(self) -> ModelLoad | None:
         """How busy the server of the level that serves is, where it tells. From any thread."""
@@ -188,7 +243,7 @@ class Switcher:
 
         ``level`` insists on one: it must serve, or stand by. ``ahead`` is for an answer that has begun: it is not
         turned away for the number of those who wait. Raises QueueFull when too many wait already, RequestTimedOut
-        after ``wait_s`` seconds, with ``why``.
+        after ``wait_s`` seconds, with ``why``, LevelUnavailable when ``level`` is on the ladder no more.
         """
         if (loaded := self._open_for(level)) is not None:
             return Lease(loaded)
@@ -198,6 +253,8 @@ class Switcher:
         try:
             async with asyncio.timeout(wait_s):
                 while (loaded := self._open_for(level)) is None:
+                    if level is not None and level not in self._levels:
+                        raise LevelUnavailable(f"{level}: it is not on the ladder any more; ask for another level")
                     self._opened.clear()
                     await self._opened.wait()
         except TimeoutError:
@@ -239,7 +296,7 @@ class Switcher:
         self._standby.clear()
         self._current = None
         failed = list(self._stuck.values())
-        for runtime in self._runtimes:
+        for runtime in self._runtimes.values():
             try:
                 await runtime.close()
             except LevelUnavailable as error:
@@ -251,6 +308,9 @@ class Switcher:
     # ---------------------------------------------------------------- on the loop
 
     def _take(self, switch: Switch) -> None:
+        if switch.dest not in (OFF, *self._levels):
+            # Decided on the ladder before this one: the next is on its way.
+            return
         before, self._wanted = self._wanted, switch
         if before is not None and before.ticket == switch.ticket:
             self._limit_drains(switch)
@@ -267,7 +327,8 @@ class Switcher:
     async def _work(self) -> None:
         # `off` means that nothing is loaded, also where a server stood awake or a scaler before us was killed.
         self._releasing = {
-            name: asyncio.create_task(self._release(name), name=f"release {name}") for name in self._levels
+            name: asyncio.create_task(self._release(name, *level), name=f"release {name}")
+            for name, level in self._levels.items()
         }
         await asyncio.wait(self._releasing.values(), timeout=RELEASE_S)
         while True:
@@ -280,8 +341,7 @@ class Switcher:
             await asyncio.wait([self._performing])
             self._performing = None
 
-    async def _release(self, name: str) -> None:
-        runtime, settings = self._levels[name]
+    async def _release(self, name: str, runtime: Runtime[Any], settings: LevelSettings) -> None:
         try:
             async with asyncio.timeout(RELEASE_ENDS_S):
                 await runtime.release(settings)
@@ -305,20 +365,20 @@ class Switcher:
 
     def _give_up(self, switch: Switch, reason: str) -> None:
         self._open()
-        self._reports.switch_failed(switch.ticket, self._current.model.name if self._current else OFF, reason)
+        self._reports.switch_failed(switch.ticket, self._serving or OFF, reason)
 
     async def _go(self, switch: Switch) -> float | None:
         """Make ``switch.dest`` serve; return the seconds that loading took, None when nothing was loaded."""
         self._limit_drains(switch)
         current, load_s = self._current, None
-        if (current.model.name if current is not None else OFF) == switch.dest:
+        if self._serving == switch.dest:
             self._open()
         elif (spare := self._standby.pop(switch.dest, None)) is not None:
             self._cut_over(spare, switch)
-        elif current is not None and self._beside(current.model.name, switch):
-            await self._make_room(
-                switch.dest, [one for one in self._retiring if not self._apart(one.model.name, switch.dest)]
-            )
+        elif current is not None and self._beside(current, switch):
+            # Where it may stay only because it is to stand by, there is no room for what is on its way out.
+            stays = [one for one in self._retiring if switch.beside and self._apart(one, switch.dest)]
+            await self._make_room(switch.dest, [one for one in self._retiring if one not in stays])
             loaded, load_s = await self._load(switch.dest)
             self._cut_over(loaded, switch)
         else:
@@ -350,21 +410,28 @@ class Switcher:
         self._serve(loaded)
         if before is None:
             return
-        if before.model.name in self._standbys(switch.dest) and not before.dead:
+        if before.model.name in self._standbys(switch.dest) and not before.dead and not before.replaced:
             self._standby[before.model.name] = before
         else:
             self._retire(before)
 
-    def _beside(self, current: str, switch: Switch) -> bool:
+    def _beside(self, current: _Loaded, switch: Switch) -> bool:
         """Whether the next level is loaded while the one that serves stays."""
         if switch.dest == OFF or not self._apart(current, switch.dest):
             return False
-        return switch.beside or current in self._standbys(switch.dest)
+        return switch.beside or (not current.replaced and current.model.name in self._standbys(switch.dest))
 
-    def _apart(self, one: str, other: str) -> bool:
-        """Whether two levels can be loaded at the same time."""
-        (runtime, settings), (another, of_other) = self._levels[one], self._levels[other]
-        return runtime is not another or runtime.apart(settings, of_other)
+    def _apart(self, one: _Loaded, other: str) -> bool:
+        """Whether a level can be loaded beside a model."""
+        runtime, settings = self._levels[other]
+        return one.runtime is not runtime or runtime.apart(one.settings, settings)
+
+    def _in_the_way(self, release: str, of: str) -> bool:
+        """Whether what is let go of for one level may be what is loaded for the other."""
+        if release not in self._levels:
+            return False
+        (runtime, settings), (another, of_other) = self._levels[release], self._levels[of]
+        return release == of or (runtime is another and not runtime.apart(settings, of_other))
 
     def _standbys(self, dest: str) -> tuple[str, ...]:
         """The levels that are kept loaded beside ``dest``: those below it, to step down to."""
@@ -400,11 +467,11 @@ class Switcher:
     async def _load(self, name: str) -> tuple[_Loaded, float]:
         runtime, settings = self._levels[name]
         began = self._clock()
-        if releasing := [task for one, task in self._releasing.items() if one == name or not self._apart(one, name)]:
+        if releasing := [task for one, task in self._releasing.items() if self._in_the_way(one, name)]:
             # A release that is late would take away again what was loaded meanwhile.
             await asyncio.wait(releasing)
         model = await runtime.load(settings, lambda ratio: self._on_progress(name, ratio))
-        loaded = _Loaded(model)
+        loaded = _Loaded(model, runtime, settings)
         loaded.watch = asyncio.create_task(self._watch(loaded), name=f"watch {name}")
         return loaded, self._clock() - began
 
@@ -475,6 +542,9 @@ class Switcher:
         if self._standby.get(name) is loaded:
             del self._standby[name]
             self._reports.note(StandbyLost(name, reason))
+        elif loaded.replaced:
+            # No level is to blame: the one that comes in its place is another's model.
+            log.warning("%s: its model of before the configuration changed died: %s", name, reason)
         else:
             self._reports.died(name, reason)
         # What of it has not gone by itself is in the way of what comes next, like any other model that gives way.

@@ -18,8 +18,9 @@ from pydantic import Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from scaler import paths, policy_layers
 from scaler.documents import JSON_SCHEMA, Document, Fault, Section, nearest, parse, read_document
-from scaler.errors import ConfigError, SensorFailed
+from scaler.errors import ConfigError
 from scaler.levels import GIB
+from scaler.monitor import ResourceMonitor
 from scaler.policy import Policy
 from scaler.sensors.gpu import GpuSensor
 from scaler.sensors.memory import MemorySensor
@@ -165,11 +166,9 @@ def this_machine() -> Hardware:
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = min(cores, len(os.sched_getaffinity(0)))
-    try:
-        gpus = GpuSensor(process_tree(lambda: ())).read()
-    except SensorFailed:
-        # A GPU whose driver is broken is one that nothing can be loaded onto; the monitor tells of the fault.
-        gpus = None
+    # A GPU whose driver is broken or hangs, for which a monitor waits 2 s, is one that nothing can be loaded onto; the
+    # monitor of the readings tells of the fault.
+    gpus = ResourceMonitor(sensors=[GpuSensor(process_tree(lambda: ()))]).read_now().gpus
     return Hardware(ram_bytes, cores, sum(gpu.total_bytes for gpu in gpus) if gpus else None)
 
 

@@ -12,11 +12,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "scaler"
 PURE = {
     "levels", "policy", "readings", "footprints", "trends", "evidence", "guards", "machine", "events", "performance",
-    "caution", "needles", "peaks", "ceilings", "scales", "effective", "handoff", "advice", "normal_form",
+    "caution", "needles", "peaks", "remembered", "ceilings", "scales", "effective", "handoff", "advice", "normal_form",
 }  # fmt: skip
 SERVING = {
-    "answering", "descriptions", "errors", "events", "handoff", "journal", "manager", "monitor", "notices", "proactive",
-    "report",
+    "access_token", "answering", "descriptions", "errors", "events", "handoff", "journal", "manager", "monitor",
+    "notices", "printable", "proactive", "report", "settings",
 }  # fmt: skip
 PURE_OUTSIDE = {
     "__future__", "annotated_types", "bisect", "collections", "dataclasses", "functools", "itertools",
@@ -69,10 +69,10 @@ def test_a_ladder_is_proposed_without_input_or_output(name: str, allowed: set[st
     [
         ("sensors", {"errors", "readings", "levels"}),
         ("runtimes", {"errors", "levels", "level_settings", "settings", "paths", "descriptions", "readings"}),
-        ("recordings", {"errors", "levels", "readings"}),
+        ("recordings", {"errors", "levels", "private_files", "readings"}),
         ("replay", {"errors", "levels", "readings", "policy", "machine"}),
         ("notify", {"errors", "levels", "settings", "notices"}),
-        ("conversations", {"errors", "settings"}),
+        ("conversations", {"errors", "private_files", "settings"}),
         ("serving", SERVING),
         ("discovery", {"errors", "levels", "runtimes", "sensors"}),
     ],
@@ -119,3 +119,49 @@ def test_nothing_ends_or_signals_a_process_but_its_own_children() -> None:
     }
     # One holds the very process that it started, and no pid; the other ends the one that it was started to watch.
     assert found == {"runtimes/model_process.py", "runtimes/tied.py"}
+
+
+def calls(path: Path) -> set[str]:
+    """What a file calls, with dots: ``yaml.safe_load``."""
+    return {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+
+
+def test_no_shell_is_ever_started() -> None:
+    """A program gets its arguments one by one: nothing that a request or a file says is read as a command line."""
+    ways = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
+    ways |= {"asyncio.create_subprocess_shell"}
+    started = set()
+    for path in PACKAGE.rglob("*.py"):
+        assert not calls(path) & ways, path.name
+        assert not any(name.startswith(("os.spawn", "os.posix_spawn", "pty.")) for name in calls(path)), path.name
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            for keyword in node.keywords:
+                plain = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+                assert keyword.arg != "shell" or plain, f"{path.name}:{node.lineno}"
+            if ast.unparse(node.func).startswith("subprocess."):
+                started.add(path.name)
+                first = node.args[0]
+                assert not isinstance(first, ast.JoinedStr | ast.Constant | ast.BinOp), f"{path.name}:{node.lineno}"
+    assert started, "nothing was looked at"
+
+
+def test_nothing_that_is_read_becomes_code() -> None:
+    """Files and requests are data."""
+    for path in PACKAGE.rglob("*.py"):
+        assert not calls(path) & {"eval", "exec", "compile", "__import__"}, path.name
+        outside = {name.split(".")[0] for name in imports(path)}
+        assert not outside & {"pickle", "marshal", "shelve", "dill", "joblib"}, path.name
+
+
+def test_yaml_is_read_by_the_safe_loader_only() -> None:
+    """No tag makes an object: PyYAML's other loaders run what a file says."""
+    dangerous = {"yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.unsafe_load_all"}
+    loaders = set()
+    for path in PACKAGE.rglob("*.py"):
+        assert not calls(path) & dangerous, path.name
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr.endswith("Loader") and ast.unparse(node.value) == "yaml":
+                loaders.add(node.attr)
+    assert loaders == {"SafeLoader"}

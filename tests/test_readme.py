@@ -112,8 +112,8 @@ def test_the_ladder_of_the_serving_page_is_one(tmp_path: Path) -> None:
     """What is copied from it works."""
     text = (ROOT / "docs" / "serving.md").read_text("utf-8")
     path = tmp_path / "scaler.yaml"
-    ladder, embeddings = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    path.write_text(ladder + embeddings, "utf-8")
+    path.write_text("".join(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)), "utf-8")
     settings = load_settings(path)
     assert [level.standby for level in settings.ladder] == [True, False]
     assert settings.embeddings is not None
+    assert settings.server.tls is not None

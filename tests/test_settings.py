@@ -143,9 +143,13 @@ WRONG = [
     ("conversations: {path: 3}\n", 1, "conversations.path", "expected a path or null"),
     ("conversations: {keep: 0}\n", 1, "conversations.keep", "expected a whole number from 1"),
     ("recording: {path: ~nosuchuser/a}\n", 1, "recording.path", "names no user's home"),
+    ("remembered: {path: ~nosuchuser/a}\n", 1, "remembered.path", "names no user's home"),
     ("recording: {max_days: 0}\n", 1, "recording.max_days", "expected a number above 0"),
     ("journal: {files: 0}\n", 1, "journal.files", "expected a whole number from 1"),
-    ("notices: {webhook: ftp://x/y}\n", 1, "notices.webhook", "'ftp://x/y' cannot be used; expected an http or"),
+    ("processes: {nice: -1}\n", 1, "processes.nice", "-1 cannot be used; expected a whole number from 0 and up to 19"),
+    ("processes: {oom_score_adj: -5}\n", 1, "processes.oom_score_adj", "a whole number from 0 and up to 1,000"),
+    ("processes: {memory_limit_share: 0.9}\n", 1, "processes.memory_limit_share", "expected a number from 1 and up to"),
+    ("notices: {webhook: ftp://x/y}\n", 1, "notices.webhook", "what is there cannot be used; expected an http or"),
     ("notices:\n  webhook: localhost:80\n", 2, "notices.webhook", "expected an http or https URL or null"),
     ("notices: {webhook: 'http://'}\n", 1, "notices.webhook", "expected an http or https URL"),
     ("notices: {webhook: ''}\n", 1, "notices.webhook", "expected an http or https URL"),
@@ -279,6 +283,8 @@ VALID: dict[str, Any] = {
     "journal": {"path": "journal.jsonl", "max_mib": 5.0, "files": 5},
     "conversations": {"path": "conversations.sqlite", "keep": 1000},
     "recording": {"enabled": True, "path": "recording", "max_days": 31.0, "max_mib": 64.0},
+    "remembered": {"enabled": True, "path": "remembered.json"},
+    "processes": {"nice": 5, "oom_score_adj": 800, "memory_limit_share": 1.5},
     "notices": {"upgrades": True, "desktop": False, "webhook": "http://127.0.0.1:9/hook"},
     "policy": {**asdict(Policy()), "max_level": "large"},
 }  # fmt: skip
@@ -605,8 +611,8 @@ def test_the_schema_describes_the_values(write: Write) -> None:
     assert schema["properties"]["policy"]["properties"].keys() == asdict(Policy()).keys()
     assert schema["additionalProperties"] is False
     # described where they are defined
-    sections = {".server", ".queue", ".monitor", ".journal", ".conversations", ".recording", ".notices"}
-    assert set(described(schema)) <= sections
+    names = "server queue monitor journal conversations recording remembered processes notices"
+    assert set(described(schema)) <= {f".{name}" for name in names.split()}
     assert all(section["description"] for section in schema["$defs"].values())
 
 
@@ -614,9 +620,12 @@ def test_the_values_that_the_shipped_file_shows_are_the_ones_that_apply(write: W
     """Its comments promise them."""
     text = (paths.shipped_config() / "scaler.yaml").read_text()
     shown, count = re.subn(
-        r"^# (?=(server|queue|monitor|journal|conversations|recording|notices): \{)", "", text, flags=re.MULTILINE
+        r"^# (?=(server|queue|monitor|journal|conversations|recording|remembered|processes|notices): \{)",
+        "",
+        text,
+        flags=re.MULTILINE,
     )
-    assert count == 7
+    assert count == 9
     shown = shown.replace("~/.local/state/scaler", str(paths.state()))
     assert load_settings(write(shown)).model_dump() == load_settings(shipped=True).model_dump()
 

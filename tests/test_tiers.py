@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from scaler.readings import Memory
 from scaler.sensors.gpu import GpuSensor
 from scaler.sensors.memory import MemorySensor
 from scaler.tiers import Hardware, HardwareTierDetector, this_machine, tier_schema
+from tests.sensors.conftest import FakeNvml, nvml, nvml_library
+
+__all__ = ["nvml", "nvml_library"]
 
 SHIPPED = HardwareTierDetector(Path("/nonexistent"))
 MIB = 1024**2
@@ -191,6 +195,18 @@ def test_a_gpu_whose_driver_is_broken_is_none_and_not_a_failure(monkeypatch: pyt
 
     monkeypatch.setattr(GpuSensor, "read", broken)
     assert this_machine().vram_bytes is None
+
+
+def test_a_gpu_whose_driver_hangs_does_not_keep_scaler_from_starting(nvml: FakeNvml) -> None:
+    """Its memory counts again as soon as it answers."""
+    nvml.gpu("Fake GPU", 24 * GIB, 0)
+    nvml.hang("memory", 10**9)
+    assert this_machine().vram_bytes is None
+    nvml.heal()
+    for thread in threading.enumerate():
+        if thread.name == "scaler-sensors":
+            thread.join(10)
+    assert this_machine().vram_bytes == 24 * GIB
 
 
 # ------------------------------------------------------------------------------------------------ the shipped tiers

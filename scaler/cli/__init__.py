@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from scaler import __version__
 from scaler.errors import ConfigError, DaemonUnreachable, ScalerError
+from scaler.printable import printable
 
 EXIT_OK, EXIT_NO, EXIT_USAGE, EXIT_FAILED, EXIT_UNREACHABLE = 0, 1, 2, 3, 4
 EXIT_INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
@@ -36,6 +37,7 @@ MODULES = (
     "explain",
     "advise",
     "pin",
+    "reload",
     "history",
     "record",
     "replay",
@@ -43,6 +45,7 @@ MODULES = (
     "tier",
     "diagram",
     "config",
+    "service",
     "demo_models",
     "demo",
     "control",
@@ -82,13 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except ConfigError as error:
-        print(f"scaler: {error}", file=sys.stderr)
+        print(f"scaler: {printable(str(error))}", file=sys.stderr)
         return EXIT_USAGE
     except DaemonUnreachable as error:
-        print(f"scaler: {error}", file=sys.stderr)
+        print(f"scaler: {printable(str(error))}", file=sys.stderr)
         return EXIT_UNREACHABLE
     except ScalerError as error:
-        print(f"scaler: {error}", file=sys.stderr)
+        print(f"scaler: {printable(str(error))}", file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
         # Whoever read our output has had enough of it, as in `scaler history | head`.

@@ -8,7 +8,8 @@ from typing import Any
 
 from scaler.advice import sizes_in_words
 from scaler.cli import EXIT_OK, Command
-from scaler.cli.daemon import add_arguments, address, ask
+from scaler.cli.daemon import add_arguments, daemon
+from scaler.printable import one_line
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,12 +18,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    advice = ask(f"{address(args)}/advice")
+    advice = daemon(args).ask("/advice")
     if args.json:
         print(json.dumps(advice, indent=2))
     else:
         for line in _lines(advice):
-            print(line)
+            print(one_line(line))
     return EXIT_OK
 
 

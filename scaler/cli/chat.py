@@ -6,8 +6,9 @@ import argparse
 import sys
 
 from scaler.cli import EXIT_OK, Command
-from scaler.cli.daemon import add_arguments, address, stream
+from scaler.cli.daemon import Daemon, add_arguments, daemon
 from scaler.errors import DaemonUnreachable, ScalerError
+from scaler.printable import printable
 
 ANSWER_TIMEOUT_S = 600.0
 """The longest silence in an answer: a large model may read a long prompt for minutes on a small machine."""
@@ -21,13 +22,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    url = address(args)
+    running = daemon(args)
     messages: list[dict[str, str]] = []
     if args.system:
         messages.append({"role": "system", "content": args.system})
     options = {} if args.max_tokens is None else {"max_tokens": args.max_tokens}
     if args.message:
-        _say(url, [*messages, {"role": "user", "content": " ".join(args.message)}], options)
+        _say(running, [*messages, {"role": "user", "content": " ".join(args.message)}], options)
         return EXIT_OK
     talking = sys.stdin.isatty()
     if talking:
@@ -43,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
             continue
         messages.append({"role": "user", "content": said})
         try:
-            messages.append({"role": "assistant", "content": _say(url, messages, options)})
+            messages.append({"role": "assistant", "content": _say(running, messages, options)})
         except ScalerError as error:
             if not talking or isinstance(error, DaemonUnreachable):
                 raise
@@ -52,11 +53,11 @@ def _run(args: argparse.Namespace) -> int:
             messages.pop()
 
 
-def _say(url: str, messages: list[dict[str, str]], options: dict[str, int]) -> str:
+def _say(running: Daemon, messages: list[dict[str, str]], options: dict[str, int]) -> str:
     """Print the answer as it comes, with the level that gives it on a terminal; return it."""
     text = ""
     body = {"messages": messages, "stream": True, **options}
-    for event in stream(f"{url}/v1/chat/completions", body, ANSWER_TIMEOUT_S):
+    for event in running.stream("/v1/chat/completions", body, ANSWER_TIMEOUT_S):
         for choice in event.get("choices", ()):
             piece = choice.get("delta", {}).get("content") or ""
             if not text:
@@ -64,7 +65,8 @@ def _say(url: str, messages: list[dict[str, str]], options: dict[str, int]) -> s
                 if piece and sys.stdout.isatty():
                     print(f"{event['model']}> ", end="")
             text += piece
-            print(piece, end="", flush=True)
+            # A model may have been told to say what a terminal takes for commands.
+            print(printable(piece), end="", flush=True)
     print()
     return text
 

@@ -6,7 +6,8 @@ import argparse
 import json
 
 from scaler.cli import EXIT_NO, EXIT_OK, Command
-from scaler.cli.daemon import add_arguments, address, ask
+from scaler.cli.daemon import add_arguments, daemon
+from scaler.printable import one_line
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +16,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    check = ask(f"{address(args)}/check")
+    check = daemon(args).ask("/check")
     if args.json:
         print(json.dumps(check, indent=2))
     else:
@@ -25,7 +26,7 @@ def _run(args: argparse.Namespace) -> int:
             "shorten": "a request would be answered now, shortened",
             "wait": "a request would wait",
         }
-        print(f"{words[check['action']]} (level {check['level']}{limit}): {check['reason']}")
+        print(one_line(f"{words[check['action']]} (level {check['level']}{limit}): {check['reason']}"))
     return EXIT_NO if check["action"] == "wait" else EXIT_OK
 
 

@@ -10,9 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaler import paths
 from scaler.cli import EXIT_OK, EXIT_USAGE, Command
-from scaler.errors import ConfigError, LevelUnavailable, MissingExtra
+from scaler.errors import ConfigError
 
 if TYPE_CHECKING:
     from scaler.settings import Decided
@@ -47,46 +46,19 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check(config: Path | None, *, as_json: bool) -> int:
+    from scaler.assembly import usable
+
     if not as_json:
-        _usable(config)
+        usable(config)
         print("ok")
         return EXIT_OK
     try:
-        _usable(config)
+        usable(config)
     except ConfigError as error:
         print(json.dumps({"ok": False, "error": str(error)}, indent=2))
         return EXIT_USAGE
     print(json.dumps({"ok": True}, indent=2))
     return EXIT_OK
-
-
-def _usable(config: Path | None) -> None:
-    """Raises ConfigError for all that would keep `scaler run` from starting: files and libraries that lack, too.
-
-    A server that is off does not: what it holds is asked for when a level is loaded.
-    """
-    from scaler.assembly import assemble
-    from scaler.level_settings import EmbeddedLevel, LlamaServerLevel
-    from scaler.settings import load_settings
-
-    _decided(config)
-    settings = load_settings(config)
-    absent = [
-        f"{settings.file}: {level.name}: {file}: no such file; correct the level's {key}"
-        for level in settings.ladder
-        if isinstance(level, EmbeddedLevel | LlamaServerLevel)
-        for key, file in level
-        if key in ("binary", "model")
-        # The demo ladder's are made when they are wanted.
-        if file.parent != paths.demo_models() and not file.is_file()
-    ]
-    if absent:
-        raise ConfigError("\n".join(absent))
-    try:
-        for runtime, _ in assemble(config).levels.values():
-            runtime.require()
-    except (LevelUnavailable, MissingExtra) as error:
-        raise ConfigError(f"{settings.file}: {error}") from error
 
 
 def _decided(config: Path | None) -> Mapping[str, Decided]:

@@ -5,15 +5,23 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from scaler import access_token
+from scaler.access_token import AccessToken
 from scaler.errors import ConfigError, DaemonUnreachable, ScalerError
-from scaler.settings import load_settings
+from scaler.settings import EVERYWHERE, load_settings
+
+END = "-----END CERTIFICATE-----"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,62 +30,127 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration other than your own")
 
 
-def address(args: argparse.Namespace) -> str:
-    """The daemon's URL without a slash at the end. Raises ConfigError."""
-    if args.url:
-        url = str(args.url).rstrip("/")
-        return url if "://" in url else f"http://{url}"
-    server = load_settings(args.config).server
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    return f"http://{host}:{server.port}"
+@dataclass(frozen=True)
+class Daemon:
+    """A running daemon, and what it lets one in for."""
 
+    url: str
+    """Its address without a slash at the end."""
+    token: AccessToken | None = None
+    certificate: Path | None = None
+    """The only certificate that it is believed to have; None for one that the system's authorities have signed."""
 
-def ask(url: str, *, method: str = "GET", body: Mapping[str, Any] | None = None, timeout_s: float = 10.0) -> Any:
-    """The daemon's JSON answer. Raises DaemonUnreachable, or ScalerError with the daemon's own words."""
-    with _open(url, method, body, timeout_s) as response:
+    def ask(
+        self, path: str, *, method: str = "GET", body: Mapping[str, Any] | None = None, timeout_s: float = 10.0
+    ) -> Any:
+        """The daemon's JSON answer. Raises DaemonUnreachable, or ScalerError with the daemon's own words."""
+        with self._open(path, method, body, timeout_s) as response:
+            try:
+                return json.load(response)
+            except ValueError as error:
+                raise ScalerError(
+                    f"what answers at {self.url}{path} is no scaler; expected JSON, give another --url"
+                ) from error
+
+    def stream(self, path: str, body: Mapping[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
+        """The server-sent events of an answer, parsed, until the daemon says that it is done."""
+        with self._open(path, "POST", body, timeout_s) as response:
+            for line in response:
+                if not line.startswith(b"data: "):
+                    continue
+                data = line[len(b"data: ") :].strip()
+                if data == b"[DONE]":
+                    return
+                event = json.loads(data)
+                if "error" in event:
+                    raise ScalerError(event["error"]["message"])
+                yield event
+        raise ScalerError("the answer broke off; `scaler history` may say why")
+
+    @contextmanager
+    def _open(
+        self, path: str, method: str, body: Mapping[str, Any] | None, timeout_s: float
+    ) -> Iterator[http.client.HTTPResponse]:
+        data = None if body is None else json.dumps(body).encode()
         try:
-            return json.load(response)
+            request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
+            if request.type not in ("http", "https"):
+                raise ValueError(f"{self.url!r} is no address of a web server")
         except ValueError as error:
-            raise ScalerError(f"what answers at {url} is no scaler; expected JSON, give another --url") from error
+            raise ConfigError(f"--url: {error}; expected an address such as http://127.0.0.1:8484") from error
+        if self.token is not None:
+            # Not to wherever the request may be redirected.
+            request.add_unredirected_header("Authorization", self.token.authorization)
+        try:
+            # Not through a proxy of the environment: the daemon is on this machine.
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Https(self.certificate))
+            with opener.open(request, timeout=timeout_s) as response:
+                yield response
+        except urllib.error.HTTPError as error:
+            raise ScalerError(_words_of(error)) from error
+        except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise DaemonUnreachable(
+                f"no daemon answers at {self.url}{path} ({reason}); start one with `scaler run`"
+            ) from error
 
 
-def stream(url: str, body: Mapping[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
-    """The server-sent events of an answer, parsed, until the daemon says that it is done."""
-    with _open(url, "POST", body, timeout_s) as response:
-        for line in response:
-            if not line.startswith(b"data: "):
-                continue
-            data = line[len(b"data: ") :].strip()
-            if data == b"[DONE]":
-                return
-            event = json.loads(data)
-            if "error" in event:
-                raise ScalerError(event["error"]["message"])
-            yield event
-    raise ScalerError("the answer broke off; `scaler history` may say why")
+def daemon(args: argparse.Namespace) -> Daemon:
+    """The daemon that is meant. Raises ConfigError."""
+    settings = load_settings(args.config).server
+    host = EVERYWHERE.get(settings.host, settings.host)
+    scheme = "http" if settings.tls is None else "https"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    if args.url:
+        given = str(args.url).rstrip("/")
+        url = given if "://" in given else f"http://{given}"
+    # Another machine's daemon is another one: it has another certificate, and is not told what opens this one.
+    own = _host(url) in (host, "localhost", "127.0.0.1", "::1")
+    token = access_token.found(settings.token_file if own else None)
+    return Daemon(url, token, settings.tls.certificate if own and settings.tls is not None else None)
 
 
-@contextmanager
-def _open(
-    url: str, method: str, body: Mapping[str, Any] | None, timeout_s: float
-) -> Iterator[http.client.HTTPResponse]:
-    data = None if body is None else json.dumps(body).encode()
+def _host(url: str) -> str | None:
     try:
-        request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-        if request.type not in ("http", "https"):
-            raise ValueError(f"{url!r} is no address of a web server")
-    except ValueError as error:
-        raise ConfigError(f"--url: {error}; expected an address such as http://127.0.0.1:8484") from error
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+class _Https(urllib.request.HTTPSHandler):
+    """Believes in one certificate, whatever name it is for; or, without it, in what the system believes in."""
+
+    def __init__(self, certificate: Path | None) -> None:
+        super().__init__()
+        self._pinned = None if certificate is None else _der(certificate)
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(partial(_Pinned, self._pinned), req)
+
+
+class _Pinned(http.client.HTTPSConnection):
+    def __init__(self, certificate: bytes | None, host: str, **kwargs: Any) -> None:
+        context = ssl.create_default_context()
+        if certificate is not None:
+            # Nothing is sent before it was seen to be the very one.
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        super().__init__(host, context=context, **kwargs)
+        self._certificate = certificate
+
+    def connect(self) -> None:
+        super().connect()
+        if self._certificate is not None and self.sock.getpeercert(binary_form=True) != self._certificate:
+            self.close()
+            raise ConnectionError("what answers there has another certificate than server.tls")
+
+
+def _der(certificate: Path) -> bytes:
+    """The first certificate of a file. Raises ConfigError."""
     try:
-        # Not through a proxy of the environment: the daemon is on this machine.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=timeout_s) as response:
-            yield response
-    except urllib.error.HTTPError as error:
-        raise ScalerError(_words_of(error)) from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise DaemonUnreachable(f"no daemon answers at {url} ({reason}); start one with `scaler run`") from error
+        text = certificate.read_text("ascii")
+        return ssl.PEM_cert_to_DER_cert(text[: text.index(END) + len(END)].strip())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{certificate} (server.tls): cannot be read; expected a certificate in PEM") from error
 
 
 def _words_of(error: urllib.error.HTTPError) -> str:

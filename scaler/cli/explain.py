@@ -7,8 +7,9 @@ import json
 from typing import Any
 
 from scaler.cli import EXIT_OK, Command
-from scaler.cli.daemon import add_arguments, address, ask
+from scaler.cli.daemon import add_arguments, daemon
 from scaler.cli.words import duration, percent
+from scaler.printable import one_line
 
 ELSEWHERE = "requests are only sent there: nothing of it is loaded or unloaded here"
 
@@ -19,7 +20,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    status = ask(f"{address(args)}/status")
+    status = daemon(args).ask("/status")
     if args.json:
         keys = (
             "state",
@@ -31,11 +32,12 @@ def _run(args: argparse.Namespace) -> int:
             "effective",
             "failed",
             "last_decision",
+            "not_permitted",
         )
         print(json.dumps({key: status[key] for key in keys}, indent=2))
         return EXIT_OK
-    for line in _lines(status):
-        print(line)
+    for line in (*_lines(status), *status["not_permitted"]):
+        print(one_line(line))
     return EXIT_OK
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from scaler.cli import EXIT_OK, Command
-from scaler.cli.words import SPAN, duration, span
+from scaler.cli.words import SPAN, duration, reconfigured, span
 from scaler.errors import ConfigError
 from scaler.journal import JournalError, read
+from scaler.printable import one_line
 
 MOST_FILES = 1000
 """How many files of a journal are looked for: as many as the configuration lets there be."""
@@ -27,7 +28,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="events since then only: 90s, 30m, 2h, 1d ago, or 2026-11-23 or 2026-11-23T18:00",
     )
     parser.add_argument("--json", action="store_true", help="the records as JSON lines, each with its outcome")
-    parser.add_argument("--path", type=Path, metavar="FILE", help="this journal instead of the configuration's")
+    parser.add_argument("--path", metavar="FILE", help="this journal instead of the configuration's")
     parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration other than your own")
 
 
@@ -35,7 +36,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.last is not None and args.last < 1:
         raise ConfigError(f"--last: {args.last} cannot be used; expected 1 or more")
     since = None if args.since is None else _time(args.since, datetime.now(UTC))
-    path = args.path or _configured(args.config)
+    path = _configured(args.config) if args.path is None else _file(args.path)
     events = _joined(_records(path))
     if not events:
         _note(f"no journal yet at {path}; `scaler run` writes it")
@@ -45,8 +46,15 @@ def _run(args: argparse.Namespace) -> int:
         if not events:
             _note(f"nothing happened since {since.astimezone():%Y-%m-%d %H:%M:%S}")
     for event in events[-args.last :] if args.last else events:
-        print(json.dumps(event) if args.json else _line(event))
+        print(json.dumps(event) if args.json else one_line(_line(event)))
     return EXIT_OK
+
+
+def _file(text: str) -> Path:
+    """The journal that ``--path`` gives. Raises ConfigError for what can name no file."""
+    if not (path := Path(text)).name:
+        raise ConfigError(f"--path: {text!r} cannot be used; expected a journal's file")
+    return path
 
 
 def _configured(config: Path | None) -> Path:
@@ -142,6 +150,8 @@ def _words(event: Mapping[str, Any]) -> str:
             return f"{event['level']} does not stand by: {event['reason']}"
         case "unload_failed":
             return f"{event['level']} was told to go and stays: {event['reason']}"
+        case "reconfigured":
+            return reconfigured(event["changes"], event["restart"])
         case "pin":
             return "unpinned" if event["level"] is None else f"pinned to {event['level']}"
         case "switched":

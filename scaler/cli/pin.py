@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from scaler.cli import EXIT_OK, Command
-from scaler.cli.daemon import add_arguments, address, ask
+from scaler.cli.daemon import add_arguments, daemon
 from scaler.errors import ConfigError
 
 
@@ -18,12 +18,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.release == bool(args.level):
         raise ConfigError("pin: expected a level, or --release")
-    url = f"{address(args)}/pin"
+    running = daemon(args)
     if args.release:
-        ask(url, method="DELETE")
+        running.ask("/pin", method="DELETE")
         print("unpinned")
     else:
-        ask(url, method="PUT", body={"level": args.level})
+        running.ask("/pin", method="PUT", body={"level": args.level})
         print(f"pinned to {args.level}")
     return EXIT_OK
 

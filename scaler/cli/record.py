@@ -9,13 +9,18 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scaler.cli import EXIT_NO, EXIT_OK, Command
-from scaler.cli.daemon import address, ask
+from scaler.cli.daemon import daemon
 from scaler.cli.words import duration, gib, span
 from scaler.errors import ConfigError, RecordingError, ScalerError
 from scaler.monitor import MonitorEvent, ReadingTaken, ResourceMonitor
+from scaler.private_files import private_folder
 from scaler.recordings import Recorder
+
+if TYPE_CHECKING:
+    from scaler.settings import RecordingSettings
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +42,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"the daemon at {url} records into {folder} already; nothing to do")
         return EXIT_NO
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
     except OSError as error:
         raise RecordingError(f"{folder}: cannot be made: {error.strerror or error}; choose another --folder") from error
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -77,13 +82,44 @@ def _run(args: argparse.Namespace) -> int:
 
 def _daemon(args: argparse.Namespace) -> str | None:
     """The address of the daemon that runs with this configuration, if one does."""
-    url = address(argparse.Namespace(url=None, config=args.config))
+    running = daemon(argparse.Namespace(url=None, config=args.config))
     try:
-        ask(f"{url}/status", timeout_s=2.0)
+        running.ask("/status", timeout_s=2.0)
     except ScalerError:
         # Nothing answers there, or something that is no daemon of ours.
         return None
-    return url
+    return running.url
+
+
+class Recording:
+    """Keeps a daemon's readings as its configuration says, and as it says later."""
+
+    def __init__(self, settings: RecordingSettings) -> None:
+        self._settings = settings
+        self._recorder = _recorder(settings)
+
+    def take(self, event: MonitorEvent) -> None:
+        """Keep a monitor's reading, if readings are kept."""
+        if self._recorder is not None:
+            keep(self._recorder, event)
+
+    def change(self, settings: RecordingSettings) -> None:
+        """Keep them so from now on."""
+        if settings != self._settings:
+            before, self._settings, self._recorder = self._recorder, settings, _recorder(settings)
+            if before is not None:
+                before.close()
+
+    def close(self) -> None:
+        """Write what is still held."""
+        if self._recorder is not None:
+            self._recorder.close()
+
+
+def _recorder(settings: RecordingSettings) -> Recorder | None:
+    if not settings.enabled:
+        return None
+    return Recorder(settings.path, max_days=settings.max_days, max_mib=settings.max_mib)
 
 
 def keep(recorder: Recorder, event: MonitorEvent) -> None:

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
+import os
 import shutil
 import signal
 import sys
-import threading
 import time
-from contextlib import ExitStack
-from functools import partial
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from scaler import __version__, paths
 from scaler.cli import EXIT_OK, Command
-from scaler.cli.daemon import address
-from scaler.cli.record import keep
-from scaler.cli.words import duration, gib
+from scaler.cli.daemon import daemon
+from scaler.cli.record import Recording
+from scaler.cli.words import duration, gib, reconfigured
 from scaler.errors import ConfigError, MissingExtra, ScalerError
-from scaler.events import Advised, DecisionMade, ModelDied, PinChanged, SwitchDone, SwitchFailed, UnloadFailed
+from scaler.events import (
+    Advised,
+    DecisionMade,
+    ModelDied,
+    PinChanged,
+    Reconfigured,
+    SwitchDone,
+    SwitchFailed,
+    UnloadFailed,
+)
 from scaler.monitor import SensorLost, SensorRecovered
+from scaler.printable import OneLine, one_line
 from scaler.proactive import Event
-from scaler.recordings import Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from scaler.level_settings import LevelSettings
+    from scaler.serving.app import Endpoint
     from scaler.settings import NoticesSettings
 
 HINTS = (
@@ -42,7 +54,7 @@ HINTS = (
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration other than your own")
-    parser.add_argument("--host", help="listen on this loopback address")
+    parser.add_argument("--host", help="listen on this address; one that other machines reach needs a token")
     parser.add_argument("--port", type=int, help="listen on this port; 0 takes a free one")
 
 
@@ -54,20 +66,28 @@ def _run(args: argparse.Namespace) -> int:
             f"{error.name} is not installed; install it with: pip install 'capability-scaler[server,llama]'"
         ) from error
     from scaler.manager import ModelManager
+    from scaler.supervision import Supervisor
 
     if args.port is not None and not 0 <= args.port <= 65535:
         raise ConfigError(f"--port: {args.port} cannot be used; expected a whole number from 0 to 65535")
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    _log_in_lines()
+    signals = Signals()
     with ExitStack() as closing:
-        manager = closing.enter_context(ModelManager(args.config))
+        manager = closing.enter_context(ModelManager(args.config, remember=True))
         _check_demo_models(manager.settings.ladder)
         server = manager.settings.server
         port = server.port if args.port is None else args.port
         endpoint = Endpoint(manager, args.host or server.host, port)
         endpoint.start()
-        manager.scaler.subscribe(_say)
+        recording = Recording(manager.settings.recording)
+        closing.callback(recording.close)
+
+        def take(event: Event) -> None:
+            _say(event)
+            if isinstance(event, Reconfigured):
+                recording.change(manager.settings.recording)
+
+        manager.scaler.subscribe(take)
         tier = manager.detection
         ladder = "  →  ".join(
             f"{level.name} ({gib(taken) if (taken := sum(level.footprint.values())) else 'not here'})"
@@ -78,18 +98,22 @@ def _run(args: argparse.Namespace) -> int:
         _line(f"ladder    {ladder}")
         _line(f"climbs    once a larger level has fitted for {duration(manager.scaler.policy.dwell_s)}")
         _line(f"endpoint  {endpoint.url}/v1   (model: auto)")
+        for told in _admission(endpoint, args.host or server.host):
+            _line(told)
         _line(f"journal   {manager.journal.path}")
         if places := _places(manager.settings.notices):
             _line(f"notices   {', '.join(places)}")
-        recording = manager.settings.recording
-        if recording.enabled:
-            _line(f"recording {recording.path}")
-            recorder = Recorder(recording.path, max_days=recording.max_days, max_mib=recording.max_mib)
-            closing.callback(recorder.close)
-            closing.callback(manager.scaler.monitor.subscribe(partial(keep, recorder)))
+        if (known := manager.remembered) is not None:
+            pinned = f"; pinned to {known.pinned}" if known.pinned is not None else ""
+            _line(f"remembers {manager.settings.remembered.path}{pinned}")
+        if manager.settings.recording.enabled:
+            _line(f"recording {manager.settings.recording.path}")
+        closing.callback(manager.scaler.monitor.subscribe(recording.take))
         _line("")
         _line("Try, in another terminal:")
         _line(f"  curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' \\")
+        if endpoint.token is not None:
+            _line('    -H "Authorization: Bearer $SCALER_TOKEN" \\')
         _line("""    -d '{"messages": [{"role": "user", "content": "Who are you?"}]}'""")
         for command, what in HINTS:
             _line(f"  {_program()} {command:<7}{_where(endpoint.url)}  # {what}")
@@ -97,13 +121,55 @@ def _run(args: argparse.Namespace) -> int:
         _line("")
         collect_seldom()
         manager.scaler.want(True)
+        supervisor = Supervisor()
+        supervisor.ready(manager)
         try:
-            while not stop.wait(3600):
-                pass
+            while signals.asks_to_reload():
+                # Refused, it was logged, and all goes on as before.
+                with suppress(ScalerError, OSError):
+                    manager.reload_sync()
         finally:
+            supervisor.stopping()
             _line("stopping: running answers end, models are unloaded")
             endpoint.stop()
     return EXIT_OK
+
+
+class Signals:
+    """What the daemon was sent: to end, or by SIGHUP to read its configuration anew.
+
+    SIGHUP is also what a terminal leaves behind that was closed: then the daemon ends as it always did, unless it was
+    started to outlive that, as with nohup.
+    """
+
+    def __init__(self) -> None:
+        self._sent: SimpleQueue[int] = SimpleQueue()
+        self._terminals: list[int] = []
+        asked = [signal.SIGINT, signal.SIGTERM]
+        if sys.platform != "win32":
+            asked.append(signal.SIGHUP)
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+                self._terminals = [number for number in (0, 1, 2) if os.isatty(number)]
+        for number in asked:
+            signal.signal(number, lambda sent, _: self._sent.put(sent))
+
+    def asks_to_reload(self) -> bool:
+        """Wait for the next signal; whether it asks to reload, and not to end."""
+        if self._sent.get() in (signal.SIGINT, signal.SIGTERM):
+            return False
+        gone = [number for number in self._terminals if not os.isatty(number)]
+        for number in gone:
+            # What is still said goes nowhere, instead of failing.
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        return not gone
+
+
+def _log_in_lines() -> None:
+    """Warnings go to stderr, a line each whatever a request put into them."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(OneLine())
+    logging.getLogger().addHandler(handler)
 
 
 def collect_seldom() -> None:
@@ -129,6 +195,16 @@ def _check_demo_models(ladder: Sequence[LevelSettings]) -> None:
         )
 
 
+def _admission(endpoint: Endpoint, host: str) -> Iterator[str]:
+    """Who may come in, where that is not simply this machine."""
+    from scaler.serving.door import is_loopback
+
+    if endpoint.token is not None:
+        yield f"token     every request brings the one of {endpoint.token.source}"
+    if not is_loopback(host) and not endpoint.encrypts:
+        yield "warning   other machines reach this, and nothing is encrypted: set server.tls, or have a proxy do it"
+
+
 def _places(notices: NoticesSettings) -> list[str]:
     """Where notices go beside this terminal; of a webhook the host only, for the rest is often a secret."""
     webhook = notices.webhook
@@ -146,14 +222,15 @@ def _program() -> str:
 def _where(url: str) -> str:
     """The option that other commands need in order to find this daemon; nothing where they look for it anyway."""
     try:
-        known = address(argparse.Namespace(url=None, config=None))
+        known = daemon(argparse.Namespace(url=None, config=None)).url
     except ConfigError:
         known = None
     return "" if url == known else f" --url {url}"
 
 
 def _line(text: str) -> None:
-    print(text, flush=True)
+    """One line, whoever's words are in it."""
+    print(one_line(text), flush=True)
 
 
 def _say(event: Event) -> None:
@@ -174,6 +251,8 @@ def _say(event: Event) -> None:
         text = f"{event.level} will not unload and keeps its memory: {event.reason}"
     elif isinstance(event, ModelDied):
         text = f"{event.level} died: {event.reason}"
+    elif isinstance(event, Reconfigured):
+        text = reconfigured([asdict(change) for change in event.changes], event.restart)
     elif isinstance(event, PinChanged):
         text = "unpinned" if event.level is None else f"pinned to {event.level}"
     elif isinstance(event, SensorLost):

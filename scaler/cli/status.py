@@ -7,8 +7,9 @@ import json
 from typing import Any
 
 from scaler.cli import EXIT_NO, EXIT_OK, Command
-from scaler.cli.daemon import add_arguments, address, ask
+from scaler.cli.daemon import add_arguments, daemon
 from scaler.cli.words import duration, gib, percent
+from scaler.printable import one_line
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,12 +18,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    status = ask(f"{address(args)}/status")
+    status = daemon(args).ask("/status")
     if args.json:
         print(json.dumps(status, indent=2))
     else:
         for line in _lines(status):
-            print(line)
+            print(one_line(line))
     return EXIT_OK if status["serving"] != "off" else EXIT_NO
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
 from scaler.errors import ConfigError
 from scaler.levels import GIB
@@ -39,3 +40,18 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def changed(change: Mapping[str, str | None]) -> str:
+    """A value of the configuration that is another now; one that is not shown may be secret."""
+    if change["before"] is None or change["after"] is None:
+        return f"{change['key']} has changed"
+    return f"{change['key']}: {change['before']} → {change['after']}"
+
+
+def reconfigured(changes: Iterable[Mapping[str, str | None]], restart: Iterable[str]) -> str:
+    """What became of a configuration that was read anew, as one line."""
+    told = [*map(changed, changes)] or ["nothing that applies at once has changed"]
+    if waits := ", ".join(restart):
+        told.append(f"after a restart only: {waits}")
+    return f"configuration read anew: {'; '.join(told)}"

@@ -7,16 +7,20 @@ not at all. The file is readable by its owner only, and may be open in several p
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from scaler.conversations.protocol import Said
 from scaler.errors import ConversationError
+from scaler.private_files import private_folder
+
+log = logging.getLogger(__name__)
 
 WAIT_S = 2.0
 """For so many seconds another program may hold the file before it counts as locked."""
@@ -110,21 +114,39 @@ class SqliteConversations:
     def _opened(self, wait_s: float) -> sqlite3.Connection:
         with self._failing("opened"):
             path = Path(os.path.realpath(self._path))
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(path.parent)
             # Made here, because SQLite would let everybody read it; what it makes beside the file has the file's mode.
             # Never opened here when it exists: closing it would drop the locks of others in this program.
             try:
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            except FileExistsError:
-                if not path.is_file():
-                    raise OSError("it is no regular file") from None
-            # One connection for all threads, each call under our lock, each transaction begun and ended by us.
-            connection = sqlite3.connect(path, timeout=wait_s, isolation_level=None, check_same_thread=False)
-            try:
-                self._prepare(connection)
-            except BaseException:
-                connection.close()
-                raise
+                return self._connected(path, wait_s)
+            except sqlite3.DatabaseError as error:
+                if not _damaged(error, path):
+                    raise
+                aside = _put_aside(path)
+                log.warning(
+                    "%s is damaged (%s), as after a power cut: it is now %s, and conversations begin anew; `sqlite3 %s "
+                    ".recover` may find some of the old ones",
+                    *(self._path, error, aside, aside),
+                )
+            return self._connected(path, wait_s)
+
+    def _connected(self, path: Path, wait_s: float) -> sqlite3.Connection:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            if not path.is_file():
+                raise OSError("it is no regular file") from None
+        # Whoever closes it last takes the log away: where it is still there, somebody was killed, or has it open.
+        unclean = _beside(path, "-wal").exists()
+        # One connection for all threads, each call under our lock, each transaction begun and ended by us.
+        connection = sqlite3.connect(path, timeout=wait_s, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare(connection)
+            if unclean:
+                _check(connection)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
@@ -178,6 +200,41 @@ class SqliteConversations:
                 f"{self._path}: cannot be {done} ({cause}); see that it is scaler's, that its folder can be written to "
                 "and has space left, and that nobody holds it, or set conversations.path to another (null: in memory)"
             ) from error
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Raise DatabaseError where a page is damaged: it would be found in the middle of a conversation otherwise."""
+    (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if (fault := _text(said)) != "ok":
+        damaged = sqlite3.DatabaseError(fault)
+        damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise damaged
+
+
+def _damaged(error: sqlite3.DatabaseError, path: Path) -> bool:
+    """Whether this is a file of ours with which nothing can be done any more."""
+    with open(path, "rb") as file:
+        head = file.read(100)
+    match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF:
+        case sqlite3.SQLITE_CORRUPT:
+            return head[68:72] == APPLICATION.to_bytes(4, "big")
+        case sqlite3.SQLITE_NOTADB:
+            # What a power cut leaves of a file whose first page was never written: nobody's.
+            return not any(head)
+    return False
+
+
+def _put_aside(path: Path) -> Path:
+    """Give the file, and what lies beside it, a name with the time in it; nothing is deleted."""
+    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    for ending in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            os.replace(_beside(path, ending), _beside(aside, ending))
+    return aside
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
 
+from scaler.private_files import private_folder
 from scaler.readings import Reading
 from scaler.recordings.columns import Machine, completed, header, machine_of, row
 
@@ -133,7 +134,7 @@ class Recorder:
         """Append one gzip member, complete in itself: what was written before stays readable whatever happens."""
         # A person, or another recorder's bound, may have deleted the file meanwhile.
         if self._file is None or not self._file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(self.folder)
             self._file = self._new_file()
             rows = header(machine, self._first_at_s + self._wall_less_at_s, self._first_at_s) + rows
         member = gzip.compress(rows.encode(), 9, mtime=0)

@@ -14,20 +14,23 @@ from typing import Any
 from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable, MissingExtra, RequestRejected
 from scaler.level_settings import EmbeddedLevel
-from scaler.levels import GIB, Saving
+from scaler.levels import GIB, RAM, Saving
 from scaler.runtimes import gguf_savings
+from scaler.runtimes.bounds import Bounds
 from scaler.runtimes.embedded_process import EmbeddedProcess
 from scaler.runtimes.gguf_description import describe
 from scaler.runtimes.gguf_size import pools, serving_bytes, weights_bytes
 from scaler.runtimes.llama_cpp import ChildModel
-from scaler.runtimes.model_process import Children
+from scaler.runtimes.model_process import Children, remove_abandoned
 from scaler.settings import EmbeddingSettings
 
 
 class EmbeddedRuntime:
     """Loads GGUF files with xllamacpp, on one event loop, whose thread must outlive what it loads."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds | None = None) -> None:
+        """``bounds`` are those of its processes; the defaults when left out."""
+        self._bounds = bounds or Bounds()
         self._children = Children[EmbeddedProcess]()
 
     def footprint(self, settings: EmbeddedLevel) -> Mapping[str, int]:
@@ -47,15 +50,16 @@ class EmbeddedRuntime:
         return gguf_savings.savings(settings)
 
     def apart(self, one: EmbeddedLevel, other: EmbeddedLevel) -> bool:
-        """Always: each has a process of its own."""
-        return True
+        """Unless they were given the same port: each has a process of its own."""
+        return one.port is None or one.port != other.port
 
     def pids(self) -> Collection[int]:
         """The children that are loaded or loading."""
         return self._children.pids()
 
     async def release(self, settings: EmbeddedLevel) -> None:
-        """Nothing: what an earlier scaler had loaded has ended with it."""
+        """What an earlier scaler had loaded has ended with it; the folders of its sockets may be left."""
+        await asyncio.to_thread(remove_abandoned)
 
     async def close(self) -> None:
         """Nothing goes on in the background."""
@@ -70,7 +74,7 @@ class EmbeddedRuntime:
 
     async def load(self, settings: EmbeddedLevel, progress: Callable[[float], None]) -> EmbeddedModel:
         """Start a child, wait until it serves. Raises LevelUnavailable, MissingExtra."""
-        return await self._load(settings, progress)
+        return await self._load(settings, progress, lambda: self.footprint(settings).get(RAM))
 
     def embedding_bytes(self, settings: EmbeddingSettings) -> int:
         """As declared, or estimated from the file; raises LevelUnavailable."""
@@ -92,16 +96,22 @@ class EmbeddedRuntime:
             pooling = settings.pooling or ("unspecified" if await asyncio.to_thread(pools, level.model) else "mean")
         except (OSError, ValueError) as error:
             raise LevelUnavailable(f"{level.name}: {level.model}: {error}; correct the model") from error
-        return await self._load(level, lambda _: None, pooling)
+        return await self._load(level, lambda _: None, lambda: self.embedding_bytes(settings), pooling)
 
     async def _load(
-        self, settings: EmbeddedLevel, progress: Callable[[float], None], pooling: str | None = None
+        self,
+        settings: EmbeddedLevel,
+        progress: Callable[[float], None],
+        takes: Callable[[], int | None],
+        pooling: str | None = None,
     ) -> EmbeddedModel:
         self.require()
         # The file's size only: reading the metadata is for footprint(), and llama.cpp tells by itself what is wrong.
         expected_bytes = weights_bytes(settings.name, settings.model)
         progress(0.0)
-        child = await EmbeddedProcess.start(settings, pooling)
+        # In a thread: answers of other levels go on while the file is read.
+        bound = await self._bounds.of(settings.name, lambda: asyncio.to_thread(takes))
+        child = await EmbeddedProcess.start(settings, bound, pooling)
         serving = child.listening(expected_bytes, progress)
         address = await self._children.bring_up(child, serving, settings.load_timeout_s)
         progress(1.0)
@@ -118,7 +128,7 @@ class EmbeddedModel(ChildModel[EmbeddedProcess]):
         address: str,
         end: Callable[[EmbeddedProcess], Awaitable[None]],
     ) -> None:
-        super().__init__(settings.name, settings.model, settings.parallel, child, address, end)
+        super().__init__(settings.name, settings.model, settings.parallel, child, address, end, hang_s=settings.hang_s)
         self._context_tokens = settings.context_tokens
 
     async def embed(self, request: Mapping[str, Any]) -> dict[str, Any]:

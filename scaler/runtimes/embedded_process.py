@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import scaler
 from scaler.level_settings import EmbeddedLevel
-from scaler.runtimes.model_process import ModelProcess, private_socket
+from scaler.runtimes.bounds import Bound
+from scaler.runtimes.model_process import ModelProcess, check_descriptors, leave, private_socket, unstartable
 
 PACKAGE = Path(scaler.__file__).parent
 
@@ -21,16 +21,17 @@ class EmbeddedProcess(ModelProcess):
     """A child process that loads one level, or the embedding model, and serves it."""
 
     @classmethod
-    async def start(cls, settings: EmbeddedLevel, pooling: str | None = None) -> EmbeddedProcess:
+    async def start(cls, settings: EmbeddedLevel, bound: Bound, pooling: str | None = None) -> EmbeddedProcess:
         """Spawn it and tell it what to load; raises LevelUnavailable. ``pooling`` makes it one that embeds texts.
 
         The child is tied to the life of the thread that this runs in, not only of the process: that is how
         PR_SET_PDEATHSIG works. Run it in a thread that lives for as long as the level should.
         """
         folder, host = None, "127.0.0.1"
-        if settings.port is None and sys.platform != "win32":
-            folder, host = private_socket(settings.name, "set TMPDIR to a shorter path, or give the level a port")
         try:
+            check_descriptors()
+            if settings.port is None and sys.platform != "win32":
+                folder, host = private_socket(settings.name, "set TMPDIR to a shorter path, or give the level a port")
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -43,14 +44,17 @@ class EmbeddedProcess(ModelProcess):
                 # Ctrl-C is for scaler, which lets running answers end; the terminal would send it to the child, too.
                 start_new_session=True,
             )
-        except BaseException:
+        except BaseException as error:
+            await bound.lift()
             if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                leave(folder)
+            if isinstance(error, OSError):
+                raise unstartable(settings.name, error) from error
             raise
         where = f"{settings.name}: {settings.model}"
-        child = cls(where, process, program="xllamacpp", folder=folder, port=settings.port)
+        child = cls(where, process, program="xllamacpp", bound=bound, folder=folder, port=settings.port)
         assert process.stdin is not None  # it is a pipe
-        process.stdin.write(json.dumps(_order(settings, host, pooling)).encode() + b"\n")
+        process.stdin.write(json.dumps(_order(settings, bound, host, pooling)).encode() + b"\n")
         return child
 
     async def listening(self, weights_bytes: int, progress: Callable[[float], None]) -> str:
@@ -66,9 +70,10 @@ class EmbeddedProcess(ModelProcess):
         return str(json.loads(line)["listening"])
 
 
-def _order(settings: EmbeddedLevel, host: str, pooling: str | None) -> dict[str, object]:
+def _order(settings: EmbeddedLevel, bound: Bound, host: str, pooling: str | None) -> dict[str, object]:
     return {
         "parent": os.getpid(),
+        "bounds": bound.told,
         "name": settings.name,
         "model": str(settings.model.absolute()),
         "host": host,

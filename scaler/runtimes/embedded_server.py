@@ -15,7 +15,7 @@ import sys
 import threading
 from typing import Any
 
-from scaler.runtimes.tied import die_with_parent
+from scaler.runtimes.tied import die_with_parent, give_way
 
 SPARE_THREADS = 4
 """Threads for HTTP beyond one for each slot: for /health and /tokenize while every slot is busy."""
@@ -25,6 +25,7 @@ def main() -> None:
     """Load, say where, and serve until killed."""
     wanted: dict[str, Any] = json.loads(sys.stdin.readline())
     _end_with_parent(wanted["parent"])
+    give_way(**wanted["bounds"])
     # Python's own handler would turn it into the orderly end that hangs.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Nobody reads stdout after our line, and a full pipe blocks: whatever native code prints there goes to stderr.

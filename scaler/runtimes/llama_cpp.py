@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from scaler.runtimes.embedded_server import SPARE_THREADS
+from scaler.runtimes.hangs import hung
 from scaler.runtimes.model_process import P
 from scaler.runtimes.model_server import GONE_S, EventReader, ModelServer, streamed
 
@@ -65,9 +66,18 @@ class ChildModel(LlamaCppModel, Generic[P]):
     """A level that a child process serves."""
 
     def __init__(
-        self, name: str, model: Path, parallel: int, child: P, address: str, end: Callable[[P], Awaitable[None]]
+        self,
+        name: str,
+        model: Path,
+        parallel: int,
+        child: P,
+        address: str,
+        end: Callable[[P], Awaitable[None]],
+        *,
+        hang_s: float,
     ) -> None:
-        self._where, self._child, self._end = f"{name}: {model}", child, end
+        """``hang_s``: after how many seconds of silence the child is killed while `died` is waited for."""
+        self._where, self._child, self._end, self._hang_s = f"{name}: {model}", child, end, hang_s
         server = ModelServer(self._where, address, answers=parallel, calls=CALLS, why_gone=self._why_gone)
         super().__init__(name, server)
 
@@ -76,8 +86,16 @@ class ChildModel(LlamaCppModel, Generic[P]):
         return await self._server.well("/health")
 
     async def died(self) -> str:
-        """Wait until the child ends unasked; return why, in its own last words."""
-        return f"{self._where}: {await self._child.died()}"
+        """Wait until the child ends unasked; return why, in its own last words. One that hangs is ended."""
+        watching = asyncio.create_task(self._end_if_it_hangs(), name=f"hangs {self._name}")
+        try:
+            return f"{self._where}: {await self._child.died()}"
+        finally:
+            watching.cancel()
+
+    async def _end_if_it_hangs(self) -> None:
+        # From there on it is like any other that was killed: connections break, and its answers go on elsewhere.
+        self._child.end_at_once(await hung(self._server, "/health", self._child.process.pid, self._hang_s))
 
     async def unload(self) -> None:
         """End the child; its memory is back when this returns."""

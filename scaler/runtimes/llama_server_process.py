@@ -6,8 +6,8 @@ Source: https://github.com/ggml-org/llama.cpp/tree/master/tools/server
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,8 +16,9 @@ from pathlib import Path
 from scaler.errors import LevelUnavailable
 from scaler.level_settings import LlamaServerLevel
 from scaler.runtimes import tied
+from scaler.runtimes.bounds import Bound
 from scaler.runtimes.embedded_server import SPARE_THREADS
-from scaler.runtimes.model_process import ModelProcess, private_socket
+from scaler.runtimes.model_process import ModelProcess, check_descriptors, leave, private_socket, unstartable
 
 LOOK_EVERY_S = 0.05
 """How often it is asked whether it serves."""
@@ -55,23 +56,24 @@ class LlamaServerProcess(ModelProcess):
     """Where it listens."""
 
     @classmethod
-    async def start(cls, settings: LlamaServerLevel) -> LlamaServerProcess:
+    async def start(cls, settings: LlamaServerLevel, bound: Bound) -> LlamaServerProcess:
         """Spawn it; raises LevelUnavailable.
 
         It is tied to the life of the thread that this runs in, not only of the process: that is how PR_SET_PDEATHSIG
         works. Run it in a thread that lives for as long as the level should.
         """
-        _check(settings)
         folder: str | None = None
         port: int | None = None
         tie: tuple[str, ...] = ()
-        if sys.platform == "win32":
-            # It has no unix sockets that we could ask, and a program that cannot take the place of another.
-            host, port = "127.0.0.1", _free_port()
-        else:
-            folder, host = private_socket(settings.name, "set TMPDIR to a shorter path")
-            tie = (sys.executable, "-I", tied.__file__, str(os.getpid()))
         try:
+            check_descriptors()
+            if sys.platform == "win32":
+                # It has no unix sockets that we could ask, and a program that cannot take the place of another.
+                host, port = "127.0.0.1", _free_port()
+            else:
+                folder, host = private_socket(settings.name, "set TMPDIR to a shorter path")
+                bounds = json.dumps({"parent": os.getpid(), **bound.told})
+                tie = (sys.executable, "-I", tied.__file__, bounds)
             process = await asyncio.create_subprocess_exec(
                 *tie,
                 *command(settings, host, port),
@@ -83,12 +85,15 @@ class LlamaServerProcess(ModelProcess):
                 # Ctrl-C is for scaler, which lets running answers end; the terminal would send it to the child, too.
                 start_new_session=True,
             )
-        except BaseException:
+        except BaseException as error:
+            await bound.lift()
             if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                leave(folder)
+            if isinstance(error, OSError):
+                raise unstartable(settings.name, error) from error
             raise
         where = f"{settings.name}: {settings.model} with {settings.binary}"
-        child = cls(where, process, program=str(settings.binary), folder=folder, port=port)
+        child = cls(where, process, program=str(settings.binary), bound=bound, folder=folder, port=port)
         child.address = f"unix://{host}" if port is None else f"http://{host}:{port}"
         return child
 
@@ -159,7 +164,7 @@ def environment(settings: LlamaServerLevel, ours: Mapping[str, str]) -> dict[str
     }
 
 
-def _check(settings: LlamaServerLevel) -> None:
+def check(settings: LlamaServerLevel) -> None:
     """Raise LevelUnavailable for a program or arguments that cannot be."""
     binary: Path = settings.binary
     if not binary.is_file():

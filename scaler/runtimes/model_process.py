@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import psutil
 
 from scaler.errors import LevelUnavailable
+from scaler.runtimes.bounds import Bound
 from scaler.runtimes.last_words import LastWords
 
 T = TypeVar("T")
@@ -26,6 +28,10 @@ TERM_GRACE_S = 5.0
 LAST_WORDS_S = 1.0
 """How long to wait for the rest of what an ended process said: something may have inherited its stderr."""
 PROGRESS_EVERY_S = 0.1
+DESCRIPTORS = 16
+"""How many must be free for a process to be started: three pairs of sockets, the lock, what the loop needs besides."""
+PRIVATE, SOCKET = "scaler-model-", "model.sock"
+"""How the folders of private sockets begin, and the socket in each."""
 SOCKET_NAME_BYTES = 103
 """The longest name of a unix socket that every system takes. Source: unix(4) of BSD and macOS, 104 with the NUL."""
 
@@ -39,16 +45,19 @@ class ModelProcess:
         process: asyncio.subprocess.Process,
         *,
         program: str,
+        bound: Bound,
         folder: str | None = None,
         port: int | None = None,
     ) -> None:
         """``where`` begins every message; ``program`` is what a person would update.
 
-        ``folder`` is that of its socket, and goes with it; ``port`` the one it was told to listen on.
+        ``bound`` was told to the process; its group goes with it, as does ``folder``, that of its socket. ``port`` is
+        the one that it was told to listen on.
         """
         self.where, self.process, self.words = where, process, LastWords(program)
-        self._folder, self._port = folder, port
+        self._bound, self._folder, self._port = bound, folder, port
         self._asked_to_end = False
+        self._killed_because: str | None = None
         self._listener = asyncio.create_task(self._listen(), name=f"stderr of {where}")
 
     @property
@@ -83,12 +92,19 @@ class ModelProcess:
             await asyncio.get_running_loop().create_future()
         return await self._cause()
 
+    def end_at_once(self, because: str) -> None:
+        """Kill it, as one that died of itself; ``because`` is what `died` then returns."""
+        if self.process.returncode is None:
+            self._killed_because = because
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+
     async def failure(self) -> LevelUnavailable:
         """Wait until it ends; return what to raise when it should have served."""
         return LevelUnavailable(f"{self.where}: {await self._cause()}")
 
     async def end(self) -> None:
-        """SIGTERM, then SIGKILL; returns when the process is gone and its folder removed. Safe to call twice."""
+        """SIGTERM, then SIGKILL; returns when the process is gone with its folder and group. Safe to call twice."""
         self._asked_to_end = True
         try:
             if self.process.returncode is None:
@@ -105,13 +121,18 @@ class ModelProcess:
             if self.process.stdin is not None:
                 self.process.stdin.close()
             await asyncio.wait([self._listener], timeout=LAST_WORDS_S)
+            await self._bound.lift()
         finally:
             self._listener.cancel()
             if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
+                leave(self._folder)
 
     async def _cause(self) -> str:
         await self.process.wait()
+        if self._killed_because is not None:
+            return self._killed_because
+        if self._bound.cgroup is not None and (why := self._bound.cgroup.why_killed()) is not None:
+            return why
         await asyncio.wait([self._listener], timeout=LAST_WORDS_S)
         return self.words.cause(self.process.returncode, self._port)
 
@@ -160,6 +181,28 @@ class Children(Generic[P]):
         await asyncio.shield(end())
 
 
+def check_descriptors() -> None:
+    """Raise OSError where too few descriptors are left to start a process.
+
+    uvloop, where it runs out of them half way, says no cause and never closes those that it has opened.
+    """
+    opened: list[int] = []
+    try:
+        while len(opened) < DESCRIPTORS:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for one in opened:
+            os.close(one)
+
+
+def unstartable(name: str, error: OSError) -> LevelUnavailable:
+    """What to raise when the system starts no process for the level called ``name``: for want of descriptors, say."""
+    return LevelUnavailable(
+        f"{name}: its process cannot be started ({error.strerror or error}); there may be too many open files or "
+        "processes (see `ulimit -n -u`), or no space for temporary files"
+    )
+
+
 def held(pid: int, weights_bytes: int) -> float:
     """How much of ``weights_bytes`` a process that loads them holds, 0..1; 0 for one that is gone.
 
@@ -167,7 +210,8 @@ def held(pid: int, weights_bytes: int) -> float:
     """
     try:
         return min(0.99, float(psutil.Process(pid).memory_info().rss) / max(1, weights_bytes))
-    except psutil.Error:
+    # The latter for want of descriptors, which is no reason for a load to fail.
+    except (psutil.Error, OSError):
         return 0.0
 
 
@@ -177,12 +221,69 @@ def private_socket(name: str, advice: str) -> tuple[str, str]:
     On a loopback port, everybody on this machine could use the model. Raises LevelUnavailable with ``advice`` for the
     level called ``name`` where the folder lies too deep.
     """
-    folder = tempfile.mkdtemp(prefix="scaler-")
-    socket = f"{folder}/model.sock"
+    made = tempfile.mkdtemp(prefix=f".{PRIVATE}")
+    folder = f"{os.path.dirname(made)}/{os.path.basename(made)[1:]}"
+    # Under its own name it is never seen without our lock on it.
+    try:
+        _held[folder] = _lock(made)
+    except OSError:
+        os.rmdir(made)
+        raise
+    os.rename(made, folder)
+    socket = f"{folder}/{SOCKET}"
     if (length := len(os.fsencode(socket))) > SOCKET_NAME_BYTES:
-        shutil.rmtree(folder)
+        leave(folder)
         raise LevelUnavailable(
             f"{name}: {socket}: the socket's name has {length} bytes, at most {SOCKET_NAME_BYTES} are possible; "
             f"{advice}"
         )
     return folder, socket
+
+
+_held: dict[str, int] = {}
+"""Our private folders, each with the lock that tells others that somebody lives here."""
+
+
+def leave(folder: str) -> None:
+    """Remove a private folder of ours. Safe to call twice."""
+    _remove(Path(folder))
+    if (lock := _held.pop(folder, None)) is not None:
+        os.close(lock)
+
+
+def remove_abandoned() -> None:
+    """Remove the private folders that a scaler left behind which was killed.
+
+    The kernel let go of its lock; of those whose lock is held, or that are somebody else's, none is touched.
+    """
+    if sys.platform == "win32":
+        return
+    for folder in Path(tempfile.gettempdir()).glob(f"{PRIVATE}*"):
+        # Others may remove it meanwhile, or have made something else of that name.
+        with contextlib.suppress(OSError):
+            if folder.lstat().st_uid == os.geteuid():
+                lock = _lock(str(folder))
+                try:
+                    _remove(folder)
+                finally:
+                    os.close(lock)
+
+
+def _lock(folder: str) -> int:
+    """A folder that stays open, and locked for as long as it is. Raises BlockingIOError while another has it."""
+    import fcntl  # here, because Windows has no such thing
+
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _remove(folder: Path) -> None:
+    # Only what we make: should there be anything else in it, it stays.
+    with contextlib.suppress(OSError):
+        (folder / SOCKET).unlink(missing_ok=True)
+        folder.rmdir()

@@ -6,7 +6,10 @@ Owns the connection. How an answer is written is its reader's to know; how the m
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import socket
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,6 +56,18 @@ def streamed(request: Mapping[str, Any], **besides: Any) -> dict[str, Any]:
     """
     going_on = CONTINUE if goes_on(request) else {}
     return {**request, **besides, "stream": True, "stream_options": {"include_usage": True}, **going_on}
+
+
+def why_unconnected(error: aiohttp.ClientConnectorError) -> str:
+    """Why nothing could be connected to, in the system's words.
+
+    aiohttp's message says the address again, how it would have encrypted, and the failed call instead of the cause.
+    """
+    cause = error.os_error
+    # What keeps a name from being looked up, or a connection from being secure, has numbers of its own.
+    if cause.errno is None or isinstance(cause, socket.gaierror | ssl.SSLError):
+        return cause.strerror or str(cause)
+    return os.strerror(cause.errno)
 
 
 class Reader(Protocol):
@@ -144,6 +159,8 @@ class ModelServer:
         self._slots, self._calls = asyncio.Semaphore(answers), asyncio.Semaphore(calls)
         self._answers: set[aiohttp.ClientResponse] = set()
         self._closed = False
+        self.heard = 0
+        """How many blocks of answers have come so far."""
 
     async def stream(
         self, path: str, request: Mapping[str, Any], reader: Reader
@@ -169,6 +186,7 @@ class ModelServer:
                     try:
                         # Whatever has come, not a line at a time: a model that is quick sends several events at once.
                         async for block in response.content.iter_any():
+                            self.heard += 1
                             for chunk in reader.feed(block):
                                 if chunk.get("error") is not None:
                                     raise self._refused(_status_of(chunk["error"]), chunk)
@@ -205,6 +223,23 @@ class ModelServer:
             async with self._session.get(f"{self._base}{path}", timeout=aiohttp.ClientTimeout(HEALTH_S)) as response:
                 return response.status == 200
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
+            return False
+
+    async def silent(self, path: str, within_s: float) -> bool:
+        """Whether the server says nothing at all to ``path`` within so many seconds.
+
+        False where that cannot be told: for want of descriptors no question reaches it, and that is not its fault.
+        """
+        import aiohttp
+
+        if self._closed:
+            return False
+        try:
+            async with self._session.get(f"{self._base}{path}", timeout=aiohttp.ClientTimeout(within_s)):
+                return False
+        except TimeoutError:
+            return True
+        except (aiohttp.ClientError, ConnectionError):
             return False
 
     async def close(self) -> None:
@@ -252,9 +287,15 @@ class ModelServer:
         import aiohttp
 
         gone = "it was unloaded" if self._closed else await self._why_gone()
-        cause = gone or ("the stream ended early" if error is None else str(error) or type(error).__name__)
-        kind = NeverAsked if gone and isinstance(error, aiohttp.ClientConnectorError) else LevelUnavailable
-        return kind(f"{self._where}: {what}: {cause}")
+        kind = LevelUnavailable
+        if error is None:
+            cause = "the stream ended early"
+        elif isinstance(error, aiohttp.ClientConnectorError):
+            cause = why_unconnected(error)
+            kind = NeverAsked if gone else LevelUnavailable
+        else:
+            cause = str(error) or type(error).__name__
+        return kind(f"{self._where}: {what}: {gone or cause}")
 
     async def _check_open(self) -> None:
         if self._closed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,11 @@ SILENT = 3
 UNLISTED = (404, 405, 501)
 """What a server answers that lists no models."""
 WITHOUT_THINKING = {"enable_thinking": False}
+RENAMES_LIMIT = re.compile(r"use '?max_completion_tokens", re.IGNORECASE)
+"""What a server says that will not have a chat's limit called ``max_tokens``, as OpenAI's with the newer models.
+
+Source: https://platform.openai.com/docs/api-reference/chat/create
+"""
 
 
 class _Listed(BaseModel):
@@ -97,6 +103,7 @@ class OpenAIModel:
         self._missed = asyncio.Event()
         self._refusals = 0
         """How many answers failed in a row."""
+        self._renames_limit = False
         self._server = ModelServer(
             steering.where,
             _base(settings),
@@ -129,16 +136,18 @@ class OpenAIModel:
                 f"{self.name}: {self._settings.address} may not go on with a message of the assistant; set the level's "
                 "continues to true if it knows continue_final_message"
             )
-        body = streamed(request, model=self._settings.model)
-        # scaler adds it where memory is short; a server that does not know it would refuse the request.
-        if body.get("chat_template_kwargs") == WITHOUT_THINKING:
-            del body["chat_template_kwargs"]
+        body = self._body(request)
         try:
             async for chunk in self._server.stream(path, body, EventReader()):
                 self._refusals = 0
                 yield chunk
+            return
         except NeverAsked:
             raise
+        except RequestRejected as refused:
+            if not _limits_chat(body) or not RENAMES_LIMIT.search(str(refused)):
+                raise
+            self._renames_limit = True
         except LevelUnavailable as error:
             self._refusals += 1
             if self._refusals >= SILENT and self._gone is None:
@@ -146,6 +155,17 @@ class OpenAIModel:
                 self._gone = str(error)
                 self._missed.set()
             raise
+        async for chunk in self._stream(path, request):
+            yield chunk
+
+    def _body(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        body = streamed(request, model=self._settings.model)
+        # scaler adds it where memory is short; a server that does not know it would refuse the request.
+        if body.get("chat_template_kwargs") == WITHOUT_THINKING:
+            del body["chat_template_kwargs"]
+        if self._renames_limit and _limits_chat(body):
+            body.setdefault("max_completion_tokens", body.pop("max_tokens"))
+        return body
 
     async def count_tokens(self, request: Mapping[str, Any]) -> int:
         """Estimated from the length of the text: there is no common way to ask."""
@@ -198,6 +218,11 @@ class OpenAIModel:
         except LevelUnavailable as error:
             return str(error)
         return self._gone
+
+
+def _limits_chat(body: Mapping[str, Any]) -> bool:
+    """Whether a chat is limited by the name that not every server takes; of a completion it is the only one."""
+    return "messages" in body and "max_tokens" in body
 
 
 def _base(settings: ServedLevel) -> str:

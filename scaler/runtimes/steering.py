@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from scaler.errors import LevelUnavailable, MissingExtra
 from scaler.level_settings import ServedLevel
+from scaler.runtimes.model_server import why_unconnected
 
 T = TypeVar("T")
 
@@ -110,11 +111,13 @@ class Steering:
             ) from error
         except aiohttp.ClientSSLError as error:
             raise LevelUnavailable(
-                f"{self.where}: no secure connection could be made ({error}); correct the level's url, or the server's "
-                "certificate"
+                f"{self.where}: no secure connection could be made ({why_unconnected(error)}); correct the level's "
+                "url, or the server's certificate"
             ) from error
         except aiohttp.ClientConnectorError as error:
-            raise Unreachable(f"{self.where}: nothing answers there ({error}); {self.start}") from error
+            raise Unreachable(
+                f"{self.where}: nothing answers there ({why_unconnected(error)}); {self.start}"
+            ) from error
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
             raise Unreachable(f"{self.where}: {path} was broken off ({error}); look at the server's log") from error
         except aiohttp.ClientError as error:

@@ -88,8 +88,8 @@ class VllmRuntime:
         return ()
 
     def apart(self, one: VllmLevel, other: VllmLevel) -> bool:
-        """Always: each has a server of its own."""
-        return True
+        """Unless they are one server, as a level and what comes in its place with other settings."""
+        return one.url.port != other.url.port
 
     def pids(self) -> Collection[int]:
         """The servers that are awake, or being woken."""

@@ -124,6 +124,12 @@ class Watch:
         self._retry_at = -math.inf
         self._answer: Future[object] | None = None
 
+    def set_pause(self, pause_s: float) -> None:
+        """Begin the pauses at this length; one that has begun stays as it is."""
+        if not self.lost:
+            self._pause_s = pause_s
+        self._first_pause_s = pause_s
+
     def ask(self, now: float, worker: Worker) -> Future[object] | None:
         """Put the question to ``worker``; ``None`` in a pause, and while the last call is stuck."""
         # Half a pause of grace: a reading that comes a little early would otherwise miss its turn.

@@ -2,70 +2,122 @@
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import os
 import time
 
 from aiohttp import web
 
-from scaler.errors import ConfigError, ScalerError
+from scaler import access_token
+from scaler.errors import ScalerError
 from scaler.manager import ModelManager
+from scaler.serving import connections, openapi
 from scaler.serving.answers import Answers
+from scaler.serving.connections import Connections, counted, received
 from scaler.serving.control_routes import Control
+from scaler.serving.door import Door, is_loopback
 from scaler.serving.embeddings import EmbeddingsRoute
 from scaler.serving.events import Events
 from scaler.serving.ollama import Ollama
 from scaler.serving.openai import OpenAI
 from scaler.serving.refusals import in_the_dialect
 from scaler.serving.responses import Responses
+from scaler.serving.tls import server_context
+from scaler.settings import EVERYWHERE
 
 MAX_BODY_BYTES = 32 * 1024**2
 """The largest request: a long conversation with a picture or two."""
 
 GRACE_S = 2.0
 """For how long running answers may go on when the endpoint is stopped."""
+IDLE_S = 75.0
+"""A connection on which nothing was asked for so long is closed."""
+LINGER_S = 5.0
+"""For so long what is still sent of a refused request is read and thrown away, so that the refusal is read."""
+BACKLOG = 512
+"""How many connections may wait to be taken."""
 
 
 class Endpoint:
     """A listening server; `start` and `stop` may be called from any thread without a loop."""
 
     def __init__(self, manager: ModelManager, host: str, port: int) -> None:
-        """Raises ConfigError for an address that other machines could reach: there is no lock on the door yet."""
-        if not _is_loopback(host):
-            raise ConfigError(
-                f"server.host: {host!r} can be reached from other machines, and requests are not authenticated; "
-                "expected a loopback address such as 127.0.0.1"
+        """Whom it answers is as the manager's settings say, and the environment.
+
+        Raises ConfigError for an address that other machines reach where there is no token, and for a token or a
+        certificate that cannot be used.
+        """
+        settings = manager.settings.server
+        self.token = access_token.found(settings.token_file)
+        if self.token is None and not is_loopback(host):
+            raise manager.settings.error(
+                ("server", "host"),
+                f"other machines reach {host!r}, and there is no token that would keep them out; expected a loopback "
+                f"address such as 127.0.0.1, or server.token_file with a file that this makes: "
+                f"{access_token.HOW_TO_MAKE}",
             )
+        self._tls = None if settings.tls is None else server_context(settings.tls.certificate, settings.tls.key)
+        self._settings = settings
         self._manager, self._host, self._port = manager, host, port
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
 
     @property
     def url(self) -> str:
-        """Where it listens; with port 0, the port that was given."""
+        """Where this machine reaches it; with port 0, the port that was given."""
         port = self._port
-        if self._runner is not None and self._runner.addresses:
-            port = self._runner.addresses[0][1]
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{port}"
+        if self._server is not None and self._server.sockets:
+            port = self._server.sockets[0].getsockname()[1]
+        host = EVERYWHERE.get(self._host, self._host)
+        return f"{'http' if self._tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether it speaks TLS."""
+        return self._tls is not None
 
     def start(self) -> None:
         """Listen. Raises ScalerError when the address is taken."""
         self._manager.effects.call(self._start())
 
     async def _start(self) -> None:
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[in_the_dialect])
+        allowed = self._settings
+        door = Door(self._host, hosts=allowed.allow_hosts, origins=allowed.allow_origins, token=self.token)
+        app = web.Application(
+            client_max_size=MAX_BODY_BYTES, middlewares=[in_the_dialect, counted, door.guarded, received]
+        )
+        app.on_response_prepare.append(door.sign)
         answers = Answers(self._manager)
         app.add_routes(OpenAI(answers, int(time.time())).routes())
         app.add_routes(Ollama(self._manager, answers).routes())
         app.add_routes(Responses(answers).routes())
         app.add_routes(EmbeddingsRoute(self._manager).routes())
         app.add_routes(Control(self._manager).routes())
+        app.add_routes([openapi.route(token=self.token is not None)])
         Events(self._manager.scaler, self._manager.notices).add_to(app)
         # A client that hangs up cancels its handler, and with it the generation that nobody reads any more.
-        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=GRACE_S)
+        runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            logger=connections.log,
+            shutdown_timeout=GRACE_S,
+            keepalive_timeout=IDLE_S,
+            lingering_time=LINGER_S,
+        )
         await runner.setup()
+        assert runner.server is not None  # as it was set up
+        protocols = Connections(runner.server, most=allowed.max_connections, receive_s=allowed.receive_s)
+        handshake_s = None if self._tls is None else allowed.receive_s
         try:
-            await web.TCPSite(runner, self._host, self._port).start()
+            self._server = await asyncio.get_running_loop().create_server(
+                protocols,
+                self._host,
+                self._port,
+                ssl=self._tls,
+                ssl_handshake_timeout=handshake_s,
+                backlog=BACKLOG,
+            )
         except OSError as error:
             await runner.cleanup()
             raise ScalerError(
@@ -78,11 +130,9 @@ class Endpoint:
         """Stop listening and end the connections. Safe to call twice."""
         runner, self._runner = self._runner, None
         if runner is not None and self._manager.effects.running:
-            self._manager.effects.call(runner.cleanup())
+            self._manager.effects.call(self._stop(runner))
 
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    async def _stop(self, runner: web.AppRunner) -> None:
+        if self._server is not None:
+            self._server.close()
+        await runner.cleanup()

@@ -6,9 +6,9 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from scaler.errors import PinRefused, RequestRejected, ScalerError
+from scaler.errors import ConfigError, PinRefused, RequestRejected, ScalerError
 from scaler.manager import ModelManager
-from scaler.report import advice_report, preflight_report, status_report
+from scaler.report import advice_report, preflight_report, reload_report, status_report
 from scaler.serving.bodies import json_object
 from scaler.serving.errors import error_body
 
@@ -28,6 +28,7 @@ class Control:
             web.get("/advice", self.advice),
             web.put("/pin", self.pin),
             web.delete("/pin", self.unpin),
+            web.post("/reload", self.reload),
         ]
 
     async def health(self, _: web.Request) -> web.Response:
@@ -42,6 +43,7 @@ class Control:
         manager = self._manager
         report = status_report(manager.scaler.status(), manager.scaler.analyze_resource_trends())
         report |= {"answering": manager.answering, "waiting": manager.waiting, "loading": dict(manager.progress)}
+        report["not_permitted"] = manager.not_permitted
         return web.json_response(report)
 
     async def check(self, _: web.Request) -> web.Response:
@@ -73,3 +75,13 @@ class Control:
         """Let the machine decide again."""
         self._manager.scaler.unpin()
         return web.json_response({"pinned": None})
+
+    async def reload(self, _: web.Request) -> web.Response:
+        """Read the configuration anew; one that is at fault is refused with its faults, and nothing changes."""
+        try:
+            return web.json_response(reload_report(await self._manager.reload()))
+        except ConfigError as error:
+            body = error_body(str(error), code="configuration_refused")
+            return web.json_response(body, status=HTTPStatus.UNPROCESSABLE_ENTITY)
+        except (ScalerError, OSError) as error:
+            return web.json_response(error_body(str(error)), status=HTTPStatus.SERVICE_UNAVAILABLE)

@@ -64,7 +64,7 @@ class Ollama:
         ladder = ", ".join(self._manager.scaler.ladder.names)
         message = (
             f"scaler serves the ladder of its configuration ({ladder}) and changes no models; "
-            "edit 'ladder' in the file that `scaler config show` names, and start it anew"
+            "edit 'ladder' in the file that `scaler config show` names, and run `scaler reload`"
         )
         return web.json_response({"error": message}, status=HTTPStatus.NOT_IMPLEMENTED)
 

@@ -9,10 +9,14 @@ from typing import Any
 
 from aiohttp import web
 
+from scaler.printable import one_line
 from scaler.serving.errors import error_body
 from scaler.serving.ollama import PREFIX
 
 log = logging.getLogger(__name__)
+
+PASSED_ON = ("Allow", "Retry-After", "WWW-Authenticate")
+"""The headers of an error that say what to do about it."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -25,13 +29,13 @@ async def in_the_dialect(request: web.Request, handler: Handler) -> web.StreamRe
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise
-        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        headers = {name: error.headers[name] for name in PASSED_ON if name in error.headers}
         return _refusal(request, error.status, _told(request, error), headers)
     except ConnectionResetError:
         # The program hung up in the middle of its answer, and hears nothing any more.
         raise
     except Exception as error:
-        log.exception("%s %s failed unexpectedly", request.method, request.path)
+        log.exception("%s %s failed unexpectedly", request.method, one_line(request.path))
         if request.writer.output_size > 0:
             # Part of the answer has gone out: only breaking it off tells that it is not whole.
             raise

@@ -51,7 +51,9 @@ def test_what_it_shows_is_a_configuration_that_means_the_same(
     policy = {"max_level": "1e-3", "footprint_half_life_s": 1e-5}
     journal = {"path": str(tmp_path / "journal.jsonl")}
     recording = {"path": str(tmp_path / "recording")}
+    remembered = {"path": str(tmp_path / "remembered.json")}
     config = {"tier": "mid_range", "ladder": ladder, "policy": policy, "journal": journal, "recording": recording}
+    config["remembered"] = remembered
     path = own_config(json.dumps(config))
     shown = tmp_path / "shown.yaml"
     shown.write_text(scaler("config", "show").stdout, "utf-8")

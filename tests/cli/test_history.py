@@ -220,7 +220,10 @@ def test_a_journal_elsewhere_is_found_through_the_configuration(
     assert scaler("history").stdout.endswith("pinned to small\n")
 
 
-@pytest.mark.parametrize("arguments", [("--since", "yesterday"), ("--since", "9" * 400 + "d"), ("--last", "0")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("--since", "yesterday"), ("--since", "9" * 400 + "d"), ("--last", "0"), ("--path", ""), ("--path", "/")],
+)
 def test_wrong_use_is_one_message(scaler: Run, arguments: tuple[str, str]) -> None:
     """With what was expected, and exit code 2."""
     failed = scaler("history", *arguments)

@@ -695,6 +695,13 @@ def test_a_step_down_that_is_asked_for_goes_one_level_and_not_below_the_smallest
     assert drive.now_s - degraded_s == 300
 
 
+def test_before_the_first_reading_a_step_down_is_as_free_as_after_it() -> None:
+    """No level that never failed is backing off, whatever was read."""
+    drive = Driver(initial="large")
+    assert drive.machine.degrade(drive.now_s)
+    assert drive.moves == [("degrade", "large", "medium")]
+
+
 def test_a_step_down_that_is_asked_for_passes_over_what_backs_off() -> None:
     """There is no use in going to what just failed."""
     drive = Driver(initial="large")

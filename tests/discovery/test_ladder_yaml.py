@@ -66,7 +66,7 @@ WINDOWS = st.integers(256, 10**6)
 NEAR = st.sampled_from(
     ("http://127.0.0.1:11434", "http://localhost:1234", "http://[::1]:8080", "http://127.0.0.1:8000")
 )
-KEYS = st.one_of(st.none(), st.sampled_from(("MY_KEY", "on", "1")))
+KEYS = st.one_of(st.none(), st.sampled_from(("MY_KEY", "on", "_1")))
 SIZES = st.integers(1, 40 * GIB)
 SERVED = st.builds(
     Model,

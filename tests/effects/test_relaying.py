@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from scaler.answering import Chunk
-from scaler.errors import LevelUnavailable, RequestTimedOut
+from scaler.errors import LevelUnavailable, NeverAsked, RequestTimedOut
 from scaler.events import AnswerHandedOver, StandbyLost
 from scaler.level_settings import EmbeddedLevel
 from tests.effects.test_switching import Model, Stage, on_stage
@@ -168,6 +168,24 @@ async def test_climbing_from_a_level_that_stands_by_keeps_it(stage: Stage) -> No
 
 
 @with_standby
+async def test_climbing_from_a_level_that_stands_by_waits_for_what_is_on_its_way_out(stage: Stage) -> None:
+    """Else three models would be there at a time, of which room was found for two."""
+    await stage.serve("medium")
+    assert stage.runtime.log == ["load medium", "load small"]
+    stage.runtime.going.clear()
+    stage.ask("small", beside=False)
+    while "unload medium" not in stage.runtime.log:
+        await asyncio.sleep(0)
+    ticket = stage.ask("large", beside=False)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert "load large" not in stage.runtime.log
+    stage.runtime.going.set()
+    await stage.told.until("switched", ticket)
+    assert stage.runtime.log == ["load medium", "load small", "unload medium", "load large"]
+
+
+@with_standby
 async def test_a_standby_level_that_dies_is_told_and_what_serves_goes_on(stage: Stage) -> None:
     """Stepping down takes a load then."""
     await stage.serve("large")
@@ -233,3 +251,44 @@ async def test_an_answer_that_nobody_wants_any_more_has_ended_when_it_is_closed(
     await anext(parts)
     await parts.aclose()
     assert (small.closed_answers, stage.switcher.answering) == (1, 0)
+
+
+@on_stage
+async def test_a_model_that_is_gone_is_not_asked_again_until_its_end_is_heard_of(stage: Stage) -> None:
+    """Some servers are looked at once a second: until then a request would ask the same one without a pause."""
+    answer = await begun(stage, "small", 2)
+    small, asked = stage.runtime.models["small"], 0
+
+    async def gone(request: object) -> AsyncIterator[dict[str, Any]]:
+        nonlocal asked
+        asked += 1
+        raise NeverAsked("small: gone")
+        yield {}
+
+    with mock.patch.object(small, "chat", gone):
+        small.heard_of.clear()
+        small.die()
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert asked == 1
+        small.heard_of.set()
+        await stage.told.until("died", "small")
+    await stage.serve("large")
+    let_speak(stage, "large")
+    level, choice = await answer
+    assert (level, choice["message"]["content"]) == ("large", "small0 small1 large2 large3 ")
+    handed_over = [event for event in stage.events if isinstance(event, AnswerHandedOver)]
+    assert [(event.level, event.tokens) for event in handed_over] == [("small", 2)]
+
+
+@in_a_hurry
+async def test_a_model_whose_end_nobody_hears_of_is_an_error_when_the_waiting_is_over(stage: Stage) -> None:
+    """A request has an end, whatever a runtime makes of its model."""
+    small = await stage.serve("small")
+
+    async def gone(request: object) -> AsyncIterator[dict[str, Any]]:
+        raise NeverAsked("small: gone")
+        yield {}
+
+    with mock.patch.object(small, "chat", gone), pytest.raises(LevelUnavailable, match="small: gone"):
+        await stage.answer(4)

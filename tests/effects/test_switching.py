@@ -36,6 +36,8 @@ class Model:
         self.asked: Mapping[str, Any] = {}
         self.more = asyncio.Semaphore(0)
         self.ended = asyncio.Event()
+        self.heard_of = asyncio.Event()
+        self.heard_of.set()
         self.busy = runtime.busy
         self.closed_answers = 0
 
@@ -81,6 +83,7 @@ class Model:
 
     async def died(self) -> str:
         await self.ended.wait()
+        await self.heard_of.wait()
         return f"{self.name} was killed"
 
     async def unload(self) -> None:
@@ -215,7 +218,7 @@ class Stage:
         self.events: list[Event] = []
         self.scaler.subscribe(self.events.append)
         self.ahead_s = 0.0
-        self.relay = Relay(self.scaler, self.switcher, settings, wait_s, lambda: time.monotonic() + self.ahead_s)
+        self.relay = Relay(self.scaler, self.switcher, wait_s, lambda: time.monotonic() + self.ahead_s)
         self._ticket = 0
 
     def ask(self, dest: str, *, beside: bool = True, drain_s: float = 1e6, drain_tokens: int = 1000) -> int:

@@ -109,6 +109,7 @@ def configure(tmp_path: Path, demo_models: dict[str, Path]) -> Callable[..., Pat
             "monitor": {"interval_s": 0.05},
             "journal": {"path": str(tmp_path / "journal.jsonl")},
             "recording": {"path": str(tmp_path / "recording")},
+            "remembered": {"path": str(tmp_path / "remembered.json")},
             "policy": {
                 "dwell_s": 1.0,
                 "dwell_max_s": 1.0,

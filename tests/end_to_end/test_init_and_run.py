@@ -37,6 +37,7 @@ policy: {dwell_s: 0.3, dwell_max_s: 0.3, recovery_s: 0.2}
 monitor: {interval_s: 0.1}
 journal: {path: journal.jsonl}
 recording: {path: recording}
+remembered: {path: remembered.json}
 """
 """What a person adds who does not want to wait for five minutes, and wants all of it in one folder."""
 SIZES = {"acme/tiny": (20 * MIB, "1M"), "acme/middle": (60 * MIB, "3M"), "acme/big": (120 * MIB, "6M")}
@@ -225,4 +226,5 @@ def test_from_nothing_to_an_answer_and_back(runtime: str, request: pytest.Fixtur
     decisions = [(record["source"], record["dest"]) for record in history if record["event"] == "decision"]
     assert decisions[0] == ("off", lowest)
     assert decisions[-1][1] == top
-    assert {file.name for file in config.parent.iterdir()} == {"scaler.yaml", "journal.jsonl", "recording"}
+    kept = {"scaler.yaml", "journal.jsonl", "recording", "remembered.json", "remembered.json.lock"}
+    assert {file.name for file in config.parent.iterdir()} == kept

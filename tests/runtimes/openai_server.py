@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from types import TracebackType
 from typing import Any, Self
@@ -29,14 +30,16 @@ class OpenAIServer:
         """Whether it has a list of its models."""
         self.fails: dict[str, int] = {}
         """The status that it answers to ``everything``, or to requests for ``answers``."""
+        self.renames_limit = False
+        """Whether it refuses a chat's ``max_tokens``, as OpenAI does for the models that think."""
         self.token_s = 0.0
         self.raw: bytes | None = None
         """What it answers to everything instead."""
         self.requests: list[dict[str, Any]] = []
-        self._open: list[web.Request] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="OpenAI's API")
         self._runner: web.AppRunner | None = None
+        self._listening: socket.socket
         self.url = ""
 
     def __enter__(self) -> Self:
@@ -68,14 +71,20 @@ class OpenAIServer:
         app.router.add_post("/v1/completions", self._answer)
         self._runner = web.AppRunner(app, shutdown_timeout=0, handler_cancellation=True)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        await web.SockSite(self._runner, self._listening).start()
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
 
     async def _end(self, runner: web.AppRunner) -> None:
-        for request in tuple(self._open):
-            if request.transport is not None:
-                request.transport.abort()
+        # What asyncio has accepted and not yet made a connection of, which takes it three turns, it never closes once
+        # it has stopped to listen. So nothing more is accepted first.
+        self._loop.remove_reader(self._listening)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert runner.server is not None
+        for connection in runner.server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
         await runner.cleanup()
 
     @web.middleware
@@ -87,12 +96,8 @@ class OpenAIServer:
             return _error(status, "it cannot be had now")
         if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
             return _error(401, "Incorrect API key provided")
-        self._open.append(request)
-        try:
-            answer: web.StreamResponse = await handler(request)
-            return answer
-        finally:
-            self._open.remove(request)
+        answer: web.StreamResponse = await handler(request)
+        return answer
 
     async def _models(self, _: web.Request) -> web.Response:
         if not self.lists:
@@ -106,13 +111,19 @@ class OpenAIServer:
             return _error(400, f"Unrecognized request argument supplied: {', '.join(foreign)}")
         if asked["model"] not in self.models:
             return _error(404, f"The model `{asked['model']}` does not exist")
+        if self.renames_limit and "messages" in asked and "max_tokens" in asked:
+            return _error(
+                400,
+                "Unsupported parameter: 'max_tokens' is not supported with this model. "
+                "Use 'max_completion_tokens' instead.",
+            )
         messages = asked.get("messages", [{"role": "user", "content": asked.get("prompt")}])
         counts = any(message["content"] == "Count." for message in messages)
         text = "".join(f" {number}" for number in range(1, 1000)) if counts else self.models[asked["model"]]
         goes_on = asked.get("continue_final_message") and asked.get("add_generation_prompt") is False
         if messages[-1]["role"] == "assistant" and goes_on:
             text = text.removeprefix(messages[-1]["content"])
-        words = [f" {word}" for word in text.split()][: asked.get("max_tokens")]
+        words = [f" {word}" for word in text.split()][: asked.get("max_completion_tokens", asked.get("max_tokens"))]
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         ended = {"completion_tokens": len(words), "prompt_tokens": 1, "total_tokens": len(words) + 1}

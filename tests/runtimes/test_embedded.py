@@ -675,14 +675,17 @@ asyncio.run(main())
 """
 
 
-def test_the_model_dies_with_a_parent_that_is_killed(demo_models: dict[str, Path], tmp_path: Path) -> None:
+def test_the_model_dies_with_a_parent_that_is_killed(demo_models: dict[str, Path]) -> None:
     """kill -9 of the host leaves no model behind, only the folder of its socket: here not in /tmp."""
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(demo_models["small"])],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    ) as parent:
+    with (
+        tempfile.TemporaryDirectory(prefix="s") as folder,
+        subprocess.Popen(
+            [sys.executable, "-c", PARENT, str(demo_models["small"])],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": folder},
+        ) as parent,
+    ):
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()

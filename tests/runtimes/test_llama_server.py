@@ -437,14 +437,17 @@ asyncio.run(main())
 
 
 @needs_llama_server
-def test_the_model_dies_with_a_parent_that_is_killed(demo_models: dict[str, Path], tmp_path: Path) -> None:
+def test_the_model_dies_with_a_parent_that_is_killed(demo_models: dict[str, Path]) -> None:
     """kill -9 of the host leaves no model behind, only the folder of its socket: here not in /tmp."""
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(BINARY), str(demo_models["small"])],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    ) as parent:
+    with (
+        tempfile.TemporaryDirectory(prefix="s") as folder,
+        subprocess.Popen(
+            [sys.executable, "-c", PARENT, str(BINARY), str(demo_models["small"])],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": folder},
+        ) as parent,
+    ):
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
@@ -460,7 +463,8 @@ ELSEWHERE = "import sys; sys.platform = 'darwin'; exec(open(sys.argv.pop(1)).rea
 @pytest.mark.parametrize("ends", ["stdin", "program"])
 def test_where_the_kernel_does_not_end_a_program_with_its_parent_a_process_beside_it_does(ends: str) -> None:
     """It sees the end of the pipe that only the parent holds; and it goes with the program, however that ends."""
-    command = [sys.executable, "-c", ELSEWHERE, tied.__file__, str(os.getpid()), "/bin/sleep", "60"]
+    bounds = json.dumps({"parent": os.getpid(), "nice": 0, "oom_score_adj": None, "cgroup": None})
+    command = [sys.executable, "-c", ELSEWHERE, tied.__file__, bounds, "/bin/sleep", "60"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         program = psutil.Process(process.pid)
         while program.name() != "sleep":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,6 +87,22 @@ def test_what_scaler_adds_where_memory_is_short_is_not_sent(server: OpenAIServer
     asyncio.run(body())
 
 
+def test_a_token_limit_is_called_what_the_server_wants_it_called(server: OpenAIServer) -> None:
+    """OpenAI's newer models refuse the old name, of which the client knows nothing; that is asked once only."""
+
+    async def body() -> None:
+        server.renames_limit = True
+        model = await load(level(server))
+        for _ in range(2):
+            assert said([chunk async for chunk in model.chat({**ASKED, "max_tokens": 2})]) == " The big"
+        assert [request.get("max_completion_tokens") for request in server.requests] == [None, 2, 2]
+        completed = [chunk async for chunk in model.complete({"prompt": "x", "max_tokens": 2})]
+        assert "".join(choice["text"] for chunk in completed for choice in chunk["choices"]) == " The big"
+        await model.unload()
+
+    asyncio.run(body())
+
+
 def test_an_answer_is_handed_over_only_to_a_server_that_is_said_to_go_on_with_it(server: OpenAIServer) -> None:
     """Another one would begin anew, and the text would be there twice."""
     begun = {"messages": [*ASKED["messages"], {"role": "assistant", "content": " The big"}]}
@@ -118,6 +136,15 @@ def test_what_goes_wrong_is_one_message(
     server.raw = raw
     with pytest.raises(LevelUnavailable, match=message):
         asyncio.run(load(level(server, **changes)))
+
+
+def test_a_connection_that_cannot_be_secure_is_one_message(server: OpenAIServer) -> None:
+    """As with https written for http; in the system's words, without how the client would have done it."""
+    with pytest.raises(
+        LevelUnavailable, match=r"no secure connection could be made \(\[SSL.*\); correct the level's url"
+    ) as raised:
+        asyncio.run(load(level(server, url=HttpUrl(server.url.replace("http", "https")))))
+    assert "ssl:" not in str(raised.value)
 
 
 def test_a_key_is_read_from_the_environment_and_shows_in_no_message(
@@ -158,7 +185,11 @@ def test_a_server_that_is_gone_is_noticed(server: OpenAIServer) -> None:
             assert "nothing answers there" in await model.died()
         assert not await model.health()
         await model.unload()
-        with pytest.raises(LevelUnavailable, match="start it, or correct the level's url"):
+        with pytest.raises(
+            LevelUnavailable,
+            match=rf"at {server.url}: nothing answers there \({os.strerror(errno.ECONNREFUSED)}\); "
+            "start it, or correct the level's url$",
+        ):
             await load(level(server))
 
     asyncio.run(body())

@@ -1,0 +1,49 @@
+"""`scaler reload`: have the daemon read its configuration anew."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import urllib.error
+from http import HTTPStatus
+
+from scaler.cli import EXIT_OK, Command
+from scaler.cli.daemon import add_arguments, daemon
+from scaler.cli.words import changed
+from scaler.errors import ConfigError, ScalerError
+
+PATIENCE_S = 120.0
+"""So long the daemon may take: it asks the servers in which levels live, and one that hangs is given its time."""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="what changed, as JSON")
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        done = daemon(args).ask("/reload", method="POST", timeout_s=PATIENCE_S)
+    except ScalerError as error:
+        refused = error.__cause__
+        if isinstance(refused, urllib.error.HTTPError) and refused.code == HTTPStatus.UNPROCESSABLE_ENTITY:
+            # As `scaler config check` has it: the fault is in a file, and not in the daemon.
+            raise ConfigError(str(error)) from error
+        raise
+    if args.json:
+        print(json.dumps(done, indent=2))
+        return EXIT_OK
+    if not done["changes"]:
+        print(f"nothing that applies at once has changed in {done['file']}")
+    for change in done["changes"]:
+        print(changed(change))
+    if done["unpinned"] is not None:
+        print(f"unpinned: {done['unpinned']} may not be served any more")
+    if done["restart"]:
+        print(f"after a restart only: {', '.join(done['restart'])}")
+    return EXIT_OK
+
+
+COMMAND = Command(
+    "reload", "have the daemon read its configuration anew, without dropping a request", _add_arguments, _run
+)
