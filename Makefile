@@ -6,16 +6,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PEERS := .venv-peers/.installed
 
-.PHONY: run test test-gpu demo lint bench arena ablation diagram thorough endurance clean
+.PHONY: run test test-gpu demo lint bench arena ablation diagram thorough prove mutants fuzz endurance soak simulate clean
 
 run: $(READY) ## the ladder on this machine: demo models, tier, monitor, endpoint
 	@$(BIN)/scaler demo-models
 	@$(BIN)/scaler run
 
-test: $(READY) ## all tests
-	$(BIN)/python -m pytest
+test: $(READY) ## all tests, three files at a time: half of them wait more than they compute
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
-test-gpu: $(READY) ## what is read of a real NVIDIA GPU, which is skipped where there is none
+test-gpu: $(READY) ## what is read of a real NVIDIA GPU, and a ladder on it: skipped where there is none
 	$(BIN)/python -m pytest -s tests/gpu
 
 demo: $(READY) ## two minutes: a step down under real memory pressure, and the climb back
@@ -33,8 +33,23 @@ bench: $(READY) $(PEERS) ## speed as ratios and counts, beside peers
 thorough: $(READY) ## the invariants again, with thousands of steps
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests/decision
 
+prove: $(READY) ## every reachable state of small ladders, with every invariant: a minute or two (docs/proof.md)
+	$(BIN)/python -m tests.exhaustive $(ONLY)
+
+mutants: $(READY) ## plant faults in the decision and see that a test catches each: an hour (docs/proof.md)
+	$(BIN)/python -m tests.exhaustive.mutants $(ONLY)
+
+fuzz: $(READY) ## requests and configurations that nobody meant, a hundred times as many as the tests: an hour or two
+	FUZZ=1200 $(BIN)/python -m pytest tests/end_to_end/test_fuzzed_endpoint.py tests/test_fuzzed_settings.py
+
 endurance: $(READY) ## 200 switches and 100 killed models under 16 streams
 	ENDURANCE=full $(BIN)/python -m pytest -s tests/end_to_end/test_endurance.py
+
+soak: $(READY) ## a real ladder under kills, hangs, a full disk and more: an hour, or SECONDS=... (docs/soak.md)
+	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),3600) $(if $(SEED),--seed $(SEED))
+
+simulate: $(READY) ## simulated days of the whole process, 10,000 or DAYS=...: an hour or two (docs/simulation.md)
+	$(BIN)/python -m tests.simulation --days $(or $(DAYS),10000)
 
 diagram: $(READY) ## write docs/diagram.md anew
 	$(BIN)/scaler diagram --format markdown --output docs/diagram.md
