@@ -72,3 +72,42 @@ def test_the_time_of_a_change_is_noted_when_it_is_decided() -> None:
     decision = drive.machine.last_decision
     assert decision is not None
     assert (drive.machine.settled, drive.machine.evidence.changed_at_s) == (False, decision.at_s)
+
+
+TINY = Level("tiny", {RAM: GIB}, 0.2, 1.0)
+SMALL = Level("small", {RAM: 4 * GIB}, 0.5, 1.0)
+CARD = Level("card", {"gpu0": 7 * GIB}, 0.8, 1.0)
+BOTH = Level("both", {RAM: 6 * GIB, "gpu0": 8 * GIB}, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("levels", "above", "gives_no_way"),
+    [
+        ([SMALL, CARD], "card", True),  # what is tight is relieved
+        ([SMALL, BOTH], "both", False),  # it would be tighter
+        ([TINY, SMALL, CARD], "card", False),  # there is a way down
+    ],
+    ids=["relieved", "tighter", "a way down"],
+)
+def test_what_is_over_its_limit_gives_way_upwards_only_where_that_relieves_it(
+    levels: list[Level], above: str, gives_no_way: bool
+) -> None:
+    """small is at 85 %, above its limit for longer than the debounce."""
+    drive = Driver(Ladder(levels), initial="small", answer=lambda _: False, debounce_s=0.5)
+    drive.read_gpu(14, 1, 1)
+    assert holds(drive, "gives_no_way", drive.machine.ladder.index(above))
+    reading = drive.reading(16.4, gpus=drive.gpu(1))
+    for later_s in (1, 2):
+        reading.at_s = drive.now_s + later_s
+        drive.machine.evidence.take(reading)
+    assert holds(drive, "over_limit", drive.machine.ladder.index("small"))
+    assert holds(drive, "gives_no_way", drive.machine.ladder.index(above)) is gives_no_way
+
+
+def test_nothing_is_climbed_to_while_nothing_will_be_left_of_what_serves() -> None:
+    """The way off is open then, and there is never more than one."""
+    drive = Driver(Ladder([SMALL, CARD]), initial="small")
+    drive.read_gpu(8, 1, 1)
+    assert holds(drive, "gives_no_way", 1)
+    drive.machine.evidence.ahead = lambda *_: Ahead(0.999, 0)  # type: ignore[method-assign]
+    assert not holds(drive, "gives_no_way", 1)

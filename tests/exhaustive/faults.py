@@ -165,6 +165,7 @@ FAULTS: tuple[Fault, ...] = (
         G,
         "(usage <= limit if at_limit else usage < limit)",
         "(usage <= limit)",
+        "the look ahead, which is never below usage now, refuses what is critical as well",
     ),
     Fault(
         "fits: compared with critical-at",
