@@ -12,8 +12,9 @@ run: $(READY) ## the ladder on this machine: demo models, tier, monitor, endpoin
 	@$(BIN)/scaler demo-models
 	@$(BIN)/scaler run
 
-test: $(READY) ## all tests, three files at a time: half of them wait more than they compute
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+test: $(READY) ## all tests, three files at a time, as half of them wait more than they compute; then the soak alone
+	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/soak
+	$(BIN)/python -m pytest tests/soak
 
 test-gpu: $(READY) ## what is read of a real NVIDIA GPU, and a ladder on it: skipped where there is none
 	$(BIN)/python -m pytest -s tests/gpu
