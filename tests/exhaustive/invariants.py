@@ -186,7 +186,7 @@ def pressure_is_answered(edge: Edge) -> str | None:
         return None if usage < policy.critical_at else "it is critical, pinned or not"
     if usage >= policy.critical_at and held >= edge.debounce():
         return f"it is critical for {held} ticks"
-    rises = seen.ahead[here] >= policy.exhausted_at and seen.ahead[here] > usage
+    rises = seen.soon[here] >= policy.exhausted_at and seen.soon[here] > usage
     if rises and not any(edge.bearable(lower) for lower in range(here)):
         return "nothing will be left, and nothing lower is bearable"
     if rises and any(edge.fits(lower) for lower in range(here)):
@@ -213,7 +213,7 @@ def a_step_down_has_a_reason(edge: Edge) -> str | None:
         return None if usage >= policy.critical_at else "it is pinned, and not critical"
     if since is not None and edge.at - since >= edge.debounce():
         return None
-    if seen.ahead[here] >= policy.exhausted_at and seen.ahead[here] > usage:
+    if seen.soon[here] >= policy.exhausted_at and seen.soon[here] > usage:
         return None
     if world.evidence.ceilings and edge.pinned is None:
         ceiling = world.evidence.ceilings[0]
@@ -241,7 +241,10 @@ def a_step_down_leads_to_the_largest_that_fits(edge: Edge) -> str | None:
         return f"{names[edge.after]} is backing off"
     if fitting:
         return None if edge.after == fitting[-1] else f"{names[fitting[-1]]} is the largest that fits"
-    return None if edge.after in bearable else f"{names[edge.after]} is not bearable"
+    if edge.after not in bearable:
+        return f"{names[edge.after]} is not bearable"
+    eases = seen.known[edge.after] < seen.known[edge.before]
+    return None if eases else f"{names[edge.after]} is no easier"
 
 
 def off_is_left_with_room_only(edge: Edge) -> str | None:
@@ -302,7 +305,7 @@ def room_is_used(edge: Edge) -> str | None:
         return None
     world, seen = edge.world, edge.seen
     assert seen is not None
-    if seen.over[edge.before] or seen.read.stalled or seen.ahead[edge.before] >= world.policy.exhausted_at:
+    if seen.over[edge.before] or seen.read.stalled or seen.soon[edge.before] >= world.policy.exhausted_at:
         return None
     for larger in range(edge.before + 1, world.count):
         since, asked = world.room[larger], world.evidence.dwell_s(larger)

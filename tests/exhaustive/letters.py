@@ -44,9 +44,9 @@ Kind = Literal[
 class Read:
     """A reading, and what the oracles answer at it. Sizes: parts of the memory, ``gpu`` None if it does not answer.
 
-    ``rise``: by how many parts usage will have risen when a switch is over. ``peak``: what the others are expected to
-    take at the most. ``trusted`` and ``cautious`` are for all levels alike. ``gap``: ticks since the reading before; 0
-    for one that comes a tick after that, however late it is now.
+    ``rise``: by how many parts that of RAM will have risen when a switch is over. ``peak``: what the others are
+    expected to take at the most. ``trusted`` and ``cautious`` are for all levels alike. ``gap``: ticks since the
+    reading before; 0 for one that comes a tick after that, however late it is now.
     """
 
     ram: int

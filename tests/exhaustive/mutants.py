@@ -27,7 +27,7 @@ LEAST = 0.95
 LIMIT_S = 1800
 SEARCH = "search: "
 SMALLEST = ("1 level: effects and people", "2 levels: people")
-SMALL = ("1 level", "2 levels", "stands by", "RAM, both")
+SMALL = ("1 level", "2 levels", "3 levels: forecasts", "stands by", "RAM, both")
 TESTS = ("test_guards", "test_machine", "test_mixed_ladders", "test_boundaries", "test_ceilings", "test_needles")
 SLOW_TESTS = ("test_invariants",)
 
@@ -99,9 +99,12 @@ def _last(done: subprocess.CompletedProcess[str]) -> str:
 
 def _python(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "quick"}
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT_S
     )
+    if done.returncode < 0:
+        raise ChildProcessError(f"{' '.join(arguments)} was ended by signal {-done.returncode}; nothing is known of it")
+    return done
 
 
 def run_all(faults: Sequence[Fault], folder: Path, *, quick: bool) -> list[Outcome]:

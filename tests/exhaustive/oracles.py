@@ -1,8 +1,8 @@
 """Stand-ins for what looks back over a long history: their answers come with the letter, whatever was before.
 
 A steady rise, the expected peak, whether needles are the rule, and caution depend on histories without end. Each is
-replaced by something that may answer anything at any reading, so that what is explored contains every machine with the
-real ones: a fault that they could bring about is found; one that they could not may be found as well.
+replaced by something whose answer at a reading depends on nothing before. Of the answers, those are explored that the
+letters of a scope have: other than none in the scopes of forecasts and rises only, and there chosen ones.
 """
 
 from __future__ import annotations

@@ -56,11 +56,13 @@ def ladder(needs: Sequence[int | Mapping[str, int]], standby: Sequence[int] = ()
     for position, need in enumerate(needs):
         parts = {RAM: need} if isinstance(need, int) else need
         footprint = {resource: size * PART for resource, size in parts.items()}
-        levels.append(Level(f"level{position}", footprint, 0.5, 1.0, standby=position in standby))
+        levels.append(Level(f"level{position}", footprint, 0.5, LOAD_S, standby=position in standby))
     return Ladder(levels)
 
 
 DONE = Event("done")
+LOAD_S = 2.0
+"""As long as the switch's margin: so a rise has gone half as far when only that has passed."""
 
 
 def _evenly(count: int) -> Ladder:
@@ -95,8 +97,16 @@ def _forecasts(levels: Ladder, times: Mapping[str, Any], of: int) -> list[Read]:
         found += [Read(read.ram, peak=peak) for peak in (read.ram, *_limits(levels, chosen), PARTS)]
         found += [Read(read.ram, trusted=True), Read(read.ram, cautious=True), Read(read.ram, stalled=True)]
         found.append(Read(read.ram, trusted=True, cautious=True))
-    # Above the limit that caution lowers, and below the one without it.
-    return [*found, *(Read(part - 1, cautious=True) for part in _limits(levels, chosen))]
+    for part in _limits(levels, chosen):
+        # Above the limit that caution lowers, and below the one without it.
+        found.append(Read(part - 1, cautious=True))
+        # Up to a limit, to what is critical and to where nothing is left, and no further.
+        band, critical, left = (
+            round(PARTS * ratio)
+            for ratio in (chosen.band, chosen.critical_at - chosen.scale_at, chosen.exhausted_at - chosen.scale_at)
+        )
+        found += [Read(part - band, rise=band), Read(part, rise=critical), Read(part, rise=2 * left)]
+    return [read for read in found if read.ram >= 0]
 
 
 def _limits(levels: Ladder, chosen: Policy) -> list[int]:
@@ -126,14 +136,16 @@ def scopes() -> list[Scope]:
     failing: list[Letter] = [*fails, Event("lost")]
     stand_by = ladder([8, 24, 32], standby=(0,))
     dying: list[Letter] = [Event("died", position) for position in range(3)]
-    both = ladder([{RAM: 8}, {RAM: 12, GPU: 24}])
+    both = ladder([{RAM: 12}, {RAM: 12, GPU: 24}])
     mixed = ladder([{RAM: 16}, {GPU: 24}])
     crossed = ladder([{GPU: 16}, {RAM: 24}])
     three_mixed = ladder([{RAM: 8}, {RAM: 8, GPU: 16}, {GPU: 40}])
+    rising = [read for read in _forecasts(one, BRIEF, 2) if read.rise]
     unread = [Read(0, None), Read(36, None), Read(PARTS, None)]
     return [
         _scope("1 level: effects, times that double", one, {}, effects(one), [Event("degrade")]),
         _scope("1 level: effects and people", one, BRIEF, effects(one), people(one)),
+        _scope("1 level: rises and people", one, BRIEF, rising, people(one)[:3], of=4),
         _scope("1 level: late and unusable readings", one, late, failing, _late(one, late, 3)),
         _scope("2 levels: effects", two, BRIEF, effects(two), [Event("degrade")]),
         _scope("2 levels, close: effects", ladder([8, 12]), BRIEF, effects(two)),
@@ -150,7 +162,7 @@ def scopes() -> list[Scope]:
         _scope("4 levels: readings", _evenly(4), BRIEF),
         _scope("5 levels: readings", _evenly(5), BRIEF),
         _scope("2 levels, one with a GPU", both, BRIEF, unread),
-        _scope("2 levels, one on a GPU only", mixed, BRIEF, unread),
+        _scope("2 levels, one on a GPU only", mixed, BRIEF, unread, [Read(ram, rise=PARTS) for ram in (0, 32, 40)]),
         _scope("2 levels, the smaller on a GPU only", crossed, BRIEF, unread),
         _scope("3 levels, RAM, both, GPU only", three_mixed, BRIEF, unread, of=24),
     ]

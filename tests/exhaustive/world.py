@@ -69,6 +69,8 @@ class Seen:
         self.complete: list[float | None] = []
         self.ahead: list[float] = []
         """Usage at each level when a switch is over, if the rise goes on."""
+        self.soon: list[float] = []
+        """The same when only the switch's margin has passed."""
         self.peak: list[float | None] = []
         """The highest usage at each level that is to be expected."""
         for level in ladder:
@@ -77,7 +79,10 @@ class Seen:
             self.known.append(max(shares, default=0.0))
             whole = len(shares) == len(needs)
             self.complete.append(self.known[-1] if whole else None)
-            self.ahead.append(self.known[-1] + (read.rise / PARTS if shares else 0.0))
+            risen = (read.ram + needs[RAM] + read.rise) / PARTS if RAM in needs else 0.0
+            self.ahead.append(max(self.known[-1], risen))
+            risen -= read.rise / PARTS * level.load_s / (policy.switch_margin_s + level.load_s)
+            self.soon.append(max(self.known[-1], risen))
             peaks = None if read.peak is None or not whole else [(read.peak + need) / PARTS for need in needs.values()]
             self.peak.append(None if peaks is None else max(peaks))
         self.limit = policy.scale_at - (CAUTION / PARTS if read.cautious else 0.0)
@@ -401,8 +406,7 @@ class World:
         """Let the oracles answer as a letter says."""
         read = seen.read
         rise = read.rise / PARTS / (self.policy.switch_margin_s + self.ladder[0].load_s)
-        for one in self._rises:
-            one.steady_rise_per_s = rise
+        self._rises[0].steady_rise_per_s = rise
         at_most = None if read.peak is None else read.peak / PARTS
         for peak in self._peaks:
             peak.at_most = at_most
