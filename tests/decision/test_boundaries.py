@@ -111,3 +111,17 @@ def test_nothing_is_climbed_to_while_nothing_will_be_left_of_what_serves() -> No
     assert holds(drive, "gives_no_way", 1)
     drive.machine.evidence.ahead = lambda *_: Ahead(0.999, 0)  # type: ignore[method-assign]
     assert not holds(drive, "gives_no_way", 1)
+
+
+def test_what_a_person_pinned_is_no_climb_that_could_be_wasted() -> None:
+    """Its step down is no sign that climbing there is in vain: the next climb waits no longer than the dwell."""
+    drive = Driver(initial="medium")
+    drive.read(4)
+    drive.machine.pin("large", drive.now_s)
+    drive.effects()
+    drive.machine.unpin()
+    drive.read(9, 60, until=lambda: drive.state != "large")
+    changed_s = drive.now_s
+    drive.read(4, 1000, until=lambda: drive.state == "large")
+    assert drive.moves[-2:] == [("observe", "large", "medium"), ("observe", "medium", "large")]
+    assert drive.now_s - changed_s == pytest.approx(301)
