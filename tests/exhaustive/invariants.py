@@ -140,21 +140,27 @@ def an_upgrade_is_the_largest_that_may_be(edge: Edge) -> str | None:
     world, seen = edge.world, edge.seen
     assert seen is not None
     for larger in range(edge.after + 1, world.count):
-        since, asked = world.room[larger], world.evidence.dwell_s(larger)
-        peak = seen.peak[larger]
-        if (
-            since is not None
-            and world.doubted[larger] is None
-            and edge.at - since >= asked
-            and edge.at - edge.changed >= asked
-            and seen.ahead[larger] <= seen.limit
-            and (peak is None or peak <= seen.limit)
-            and not edge.backs_off(larger)
-            and not _forbidden(edge, larger)
-            and not seen.over[edge.before]
-        ):
+        if _has_had_room(edge, larger) and not seen.over[edge.before]:
             return f"{world.ladder.names[larger]} has room as well"
     return None
+
+
+def _has_had_room(edge: Edge, position: int) -> bool:
+    """Whether there has been room at a level for the dwell, will be, and it may be gone to."""
+    world, seen = edge.world, edge.seen
+    assert seen is not None
+    since, asked = world.room[position], world.evidence.dwell_s(position)
+    peak = seen.peak[position]
+    return (
+        since is not None
+        and world.doubted[position] is None
+        and edge.at - since >= asked
+        and edge.at - edge.changed >= asked
+        and seen.ahead[position] <= seen.limit
+        and (peak is None or peak <= seen.limit)
+        and not edge.backs_off(position)
+        and not _forbidden(edge, position)
+    )
 
 
 def _forbidden(edge: Edge, position: int) -> bool:
@@ -308,19 +314,8 @@ def room_is_used(edge: Edge) -> str | None:
     if seen.over[edge.before] or seen.read.stalled or seen.soon[edge.before] >= world.policy.exhausted_at:
         return None
     for larger in range(edge.before + 1, world.count):
-        since, asked = world.room[larger], world.evidence.dwell_s(larger)
-        peak = seen.peak[larger]
-        if (
-            since is not None
-            and world.doubted[larger] is None
-            and edge.at - since >= asked
-            and edge.at - edge.changed >= asked
-            and seen.ahead[larger] <= seen.limit
-            and (peak is None or peak <= seen.limit)
-            and not edge.backs_off(larger)
-            and not _forbidden(edge, larger)
-        ):
-            return f"{world.ladder.names[larger]} has had room for {asked:g} ticks"
+        if _has_had_room(edge, larger):
+            return f"{world.ladder.names[larger]} has had room for {world.evidence.dwell_s(larger):g} ticks"
     return None
 
 
