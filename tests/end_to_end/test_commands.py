@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ SCALER = [sys.executable, "-m", "scaler"]
 class Daemon:
     """`scaler run` on a free port, with its address."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, before: Sequence[str] = (), stderr: int | None = None) -> None:
+        """``before``: the words of a command that starts it. ``stderr`` as `subprocess` has it."""
         self.process = subprocess.Popen(
-            [*SCALER, "run", "--config", str(config), "--port", "0"], stdout=subprocess.PIPE, text=True
+            [*before, *SCALER, "run", "--config", str(config), "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
         )
-        assert self.process.stdout is not None
         self.said: list[str] = []
         self.url = self.wait_for("endpoint").split()[1].removesuffix("/v1")
 

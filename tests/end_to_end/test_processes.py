@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from tests.end_to_end.conftest import PATIENCE_S
+from tests.end_to_end.test_commands import Daemon
 from tests.llama_server_binary import BINARY, needs_llama_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has what is tested")
@@ -29,30 +30,18 @@ BACKS_OFF = {"backoff_s": 60.0, "backoff_max_s": 60.0}
 """Long enough for the test to see it."""
 
 
-class Daemon:
-    """`scaler run` on a free port, maybe in a control group of its own."""
+class Watched(Daemon):
+    """A `scaler run`, maybe in a control group of its own, with its model processes."""
 
     def __init__(self, config: Path, before: Sequence[str] = ()) -> None:
-        command = [*before, sys.executable, "-m", "scaler", "run", "--config", str(config), "--port", "0"]
         # Both on one pipe, as on a terminal.
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        self.said: list[str] = []
-        self.url = self.wait_for("endpoint").split()[1].removesuffix("/v1")
-
-    def wait_for(self, words: str) -> str:
-        """The next line of its output that has ``words`` in it."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.append(line)
-            if words in line:
-                return line
-        raise AssertionError(f"never said {words!r}: {''.join(self.said)}")
+        super().__init__(config, before, stderr=subprocess.STDOUT)
 
     def models(self) -> list[psutil.Process]:
         """Its model processes, and whatever they started."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def get(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """What it answers over HTTP."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}{path}", data, {"Content-Type": "application/json"})
@@ -62,17 +51,18 @@ class Daemon:
     def who_speaks(self) -> str:
         """What a chat is answered, whoever serves."""
         asked = {"model": "auto", "messages": [{"role": "user", "content": "Who are you?"}]}
-        return str(self.ask("/v1/chat/completions", asked)["choices"][0]["message"]["content"])
+        return str(self.get("/v1/chat/completions", asked)["choices"][0]["message"]["content"])
 
     def explain(self) -> str:
         """What `scaler explain` says."""
-        command = [sys.executable, "-m", "scaler", "explain", "--url", self.url]
-        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
+        explained = self.ask("explain")
+        explained.check_returncode()
+        return explained.stdout
 
 
 @contextmanager
-def running(config: Path, before: Sequence[str] = ()) -> Iterator[Daemon]:
-    daemon = Daemon(config, before)
+def running(config: Path, before: Sequence[str] = ()) -> Iterator[Watched]:
+    daemon = Watched(config, before)
     try:
         yield daemon
     finally:
@@ -161,10 +151,10 @@ def test_a_scaler_that_is_killed_leaves_no_process_whatever_started_it(
         ],
         embeddings={"model": small, "threads": 1},
     )
-    daemon = Daemon(config)
+    daemon = Watched(config)
     try:
         daemon.wait_for("medium serves now")
-        assert daemon.ask("/v1/embeddings", {"input": "x"})["data"]
+        assert daemon.get("/v1/embeddings", {"input": "x"})["data"]
         models = daemon.models()
         names = [one.name() for one in models]
         # Two of scaler's own, the script, what watches over it, and the program.
@@ -185,7 +175,7 @@ def test_a_killed_model_is_told_backs_off_and_requests_go_on(configure: Callable
         assert "it was killed, most likely for want of memory" in daemon.wait_for("medium died")
         daemon.wait_for("small serves now")
         assert "small" in daemon.who_speaks()
-        assert "medium" in daemon.ask("/status")["failed"]
+        assert "medium" in daemon.get("/status")["failed"]
         assert "backs off because it failed: " in daemon.explain()
 
 
@@ -245,7 +235,7 @@ def test_a_model_that_the_kernel_kills_while_it_serves_is_told_and_requests_go_o
         assert group.parent == scalers.parent
         assert int((group / "memory.max").read_text()) == pytest.approx(0.24 * 3 * 1024**3, rel=0.01)
         assert int((group / "memory.current").read_text()) > 100 * 1024**2
-        assert daemon.ask("/status")["reading"]["own_bytes"] > 100 * 1024**2
+        assert daemon.get("/status")["reading"]["own_bytes"] > 100 * 1024**2
         # What it holds cannot be taken from it, so that the kernel kills it.
         (group / "memory.max").write_text("20M")
         assert "the kernel killed it at its memory limit of 0.7 GiB" in daemon.wait_for("medium died")
@@ -262,7 +252,7 @@ def test_groups_that_a_killed_scaler_left_are_removed_by_the_next(
     config = configure(levels=("small",), processes={"memory_limit_share": 3})
     if delegated[0] != "/bin/sh":
         pytest.skip("systemd removes the groups of a unit that has ended by itself")
-    first = Daemon(config, delegated)
+    first = Watched(config, delegated)
     first.wait_for("small serves now")
     models = first.models()
     left = group_of(models[0].pid)
