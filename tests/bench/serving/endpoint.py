@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
+import psutil
+
 from scaler.cli.record import keep
 from scaler.cli.run import collect_seldom
 from scaler.level_settings import EmbeddedLevel
@@ -25,7 +27,9 @@ from scaler.serving.app import Endpoint
 
 
 class Child:
-    """In place of the model's process."""
+    """In place of the model's process, for which this one stands."""
+
+    process = psutil.Process()
 
     async def died(self) -> str:
         await asyncio.Event().wait()
@@ -46,6 +50,12 @@ class Upstream:
 
     def pids(self) -> Collection[int]:
         return ()
+
+    async def release(self, settings: EmbeddedLevel) -> None:
+        """Nothing is held from before."""
+
+    async def close(self) -> None:
+        """Nothing goes on in the background."""
 
     async def load(self, settings: EmbeddedLevel, _: Callable[[float], None]) -> EmbeddedModel:
         async def end(_: Any) -> None:
