@@ -237,12 +237,16 @@ def test_conversations_survive_switches(running: Running, machine: Machine) -> N
 def test_shutdown_leaves_nothing_behind(running: Running) -> None:
     """No process, no thread, no socket of ours survives."""
     before_threads = set(threading.enumerate())
+    # Tests of other files, before it in the same process, may have left helpers of Python's own.
+    before_children = set(psutil.Process().children(recursive=True))
     with running() as (manager, _):
         manager.generate_response_sync("Who are you?")
-        children = psutil.Process().children(recursive=True)
-        assert children
+        children = {child: child.cmdline() for child in psutil.Process().children(recursive=True)}
+        assert children.keys() > before_children
         manager.shutdown()
-        assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+        ours = [child for child in children if child not in before_children]
+        survived = [child for child in ours if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        assert not survived, [children[child] for child in survived]
         assert set(threading.enumerate()) <= before_threads
 
 
