@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from scaler.serving.app import Endpoint
     from scaler.settings import NoticesSettings
 
+LEAVES_GARBAGE = (SwitchDone, SwitchFailed, ModelDied)
+"""With a model, its process, its connections and the answers that it broke off go, which refer to each other."""
 HINTS = (
     ("chat", "talk to it"),
     ("explain", "why this level, and what the larger ones lack"),
@@ -84,6 +86,8 @@ def _run(args: argparse.Namespace) -> int:
 
         def take(event: Event) -> None:
             _say(event)
+            if isinstance(event, LEAVES_GARBAGE):
+                gc.collect()
             if isinstance(event, Reconfigured):
                 recording.change(manager.settings.recording)
 
@@ -176,6 +180,7 @@ def collect_seldom() -> None:
     """Have Python look for circular garbage less often, and never in what a daemon makes at its start and keeps.
 
     Answers leave none behind. With what Python does by itself, looking took a tenth of an answer's processor time.
+    What does leave some is looked after when it happens, LEAVES_GARBAGE.
     """
     gc.collect()
     gc.freeze()

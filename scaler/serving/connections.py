@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
+import orjson
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from scaler.serving.answers import RETRY_AFTER_S
+from scaler.serving.errors import error_body
+
+if sys.platform != "win32":
+    import resource
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -23,10 +29,17 @@ STALLED_S = 300.0
 """A client that has not read a byte of its answer for so long is gone."""
 HELD_BYTES = 256 * 1024**2
 """What the bodies of all requests together may take, as they come in and while they are answered."""
+SPARED_DESCRIPTORS = 64
+"""What connections leave to the rest of the process: at rest it has about 20 open, and two models that start take two
+dozen for a moment."""
+DESCRIPTORS_EACH = 2
+"""Of a connection: its own, and the one to the model that answers."""
+FULL_BODY = orjson.dumps(error_body("too many connections; try again later", "server_error", "too_many_connections"))
 FULL = (
     f"HTTP/1.1 503 Service Unavailable\r\nRetry-After: {RETRY_AFTER_S}\r\nConnection: close\r\n"
-    "Content-Type: text/plain\r\nContent-Length: 20\r\n\r\ntoo many connections"
-).encode()
+    f"Content-Type: application/json\r\nContent-Length: {len(FULL_BODY)}\r\n\r\n"
+).encode() + FULL_BODY
+"""No dialect was spoken yet: OpenAI's is the one that most clients read."""
 
 log = logging.getLogger(__name__)
 # What is no HTTP is answered so; a traceback of it would let anybody write into the log.
@@ -61,8 +74,8 @@ class Connections:
         return _Connection(self, self._make())
 
     def admit(self, connection: _Connection) -> bool:
-        """Whether there is room for one more: of those that ask for nothing, the oldest makes it."""
-        if len(self._open) >= self._most:
+        """Whether there is room for one more, and the descriptors: of those that ask nothing, the oldest makes it."""
+        if len(self._open) >= min(self._most, affordable_connections()):
             if not self._unasked:
                 return False
             next(iter(self._unasked)).drop()
@@ -102,6 +115,19 @@ class Connections:
             yield real
         finally:
             self._held -= held
+
+
+def affordable_connections() -> int:
+    """How many connections this process may have while it can still open what it needs to read sensors and to switch.
+
+    By its limit of open files at this moment (`ulimit -n`); at least 1.
+    """
+    if sys.platform == "win32":
+        return sys.maxsize
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(1, (most - SPARED_DESCRIPTORS) // DESCRIPTORS_EACH)
 
 
 @web.middleware

@@ -20,11 +20,14 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import openai
+import psutil
 import pytest
 
 from scaler.errors import ConfigError
 from scaler.serving.app import MAX_BODY_BYTES, Endpoint
 from tests.end_to_end.test_endpoint import MESSAGES, client
+from tests.end_to_end.test_processes import gone
+from tests.end_to_end.test_processes import running as scaler_run
 
 Running = Callable[..., Any]
 TOKEN = "correct-horse-battery-staple"
@@ -310,6 +313,27 @@ def test_when_all_places_are_taken_one_that_asks_for_nothing_makes_room(serving:
             assert len(gone) >= 32
         finally:
             for one in idle:
+                one.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lowers another process's limits")
+def test_strangers_leave_the_descriptors_that_a_model_takes(configure: Callable[..., Path]) -> None:
+    """More of them than files may be open: the model dies, another is started, and it answers."""
+    with scaler_run(configure()) as daemon:
+        psutil.Process(daemon.process.pid).rlimit(psutil.RLIMIT_NOFILE, (128, 1024))
+        daemon.who_speaks()
+        crowd = [socket.create_connection(address(daemon.url)) for _ in range(300)]
+        try:
+            assert daemon.get("/status")["serving"] != "off"
+            for _ in range(3):
+                models = daemon.models()
+                assert models
+                for model in models:
+                    model.kill()
+                assert gone(models)
+                assert daemon.who_speaks().split()[0] == "The"
+        finally:
+            for one in crowd:
                 one.close()
 
 

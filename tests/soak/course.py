@@ -25,7 +25,7 @@ from tests.sensors.conftest import FakeNvml, compile_nvml
 from tests.soak.clients import Clients, Tally
 from tests.soak.daemon import MIB, START_S, Daemon, Held
 from tests.soak.disk import Disk, small_disk
-from tests.soak.disturbances import Disturbances
+from tests.soak.disturbances import STARVING, Disturbances
 from tests.soak.pressure import Pressure
 
 BEHAVED = 6
@@ -305,7 +305,7 @@ class Soak:
     async def _ask_status(self) -> dict[str, Any] | None:
         try:
             async with self._session.get(f"{self._url}/status") as answer:
-                return dict(await answer.json())
+                return dict(await answer.json()) if answer.status == 200 else None
         except (aiohttp.ClientError, TimeoutError):
             return None
 
@@ -360,7 +360,7 @@ class Soak:
         if faults := re.findall(r"^\s*Traceback.*", output, re.MULTILINE):
             self._wrong(f"{len(faults)} tracebacks in {daemon.output}")
         told = len(re.findall("the journal is not written", output))
-        if told > self.figures.faults["disk full"] + self.figures.faults["descriptors used up"]:
+        if told > sum(self.figures.faults[name] for name in ("disk full", *STARVING)):
             self._wrong(f"that the journal cannot be written was told {told} times")
 
 

@@ -155,6 +155,10 @@ class Daemon:
         """Let it, and what it starts from now on, have so many files open."""
         self.process.rlimit(psutil.RLIMIT_NOFILE, (most, self.process.rlimit(psutil.RLIMIT_NOFILE)[1]))
 
+    def highest_descriptor(self) -> int:
+        """Of those it has open; its limit is compared with the number of the next."""
+        return max(int(link.name) for link in Path(f"/proc/{self.process.pid}/fd").iterdir())
+
     def limit_file_size(self, most: int | None) -> None:
         """Let no file of it grow beyond so many bytes: how a disk is made full without being root."""
         hard = self.process.rlimit(psutil.RLIMIT_FSIZE)[1]

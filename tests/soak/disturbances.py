@@ -23,6 +23,7 @@ from tests.soak.disk import Disk
 NOTICED_S = LOAD_S + 3 * HANG_S + 10.0
 """A model that hangs is gone within this, also while it is being loaded, and on a busy machine."""
 GPU_IS_LOST, UNKNOWN = 15, 999
+STARVING = ("a crowd of connections", "descriptors used up")
 
 
 class Disturbances:
@@ -48,6 +49,7 @@ class Disturbances:
             "model stopped for good": self._stop_for_good,
             "disk full": self._fill_disk,
             "scaler stopped for a moment": self._stop_scaler,
+            "a crowd of connections": self._crowd,
             "descriptors used up": self._use_up_descriptors,
         }
         return kinds | ({"NVML fails": self._fail_nvml} if self._nvml is not None else {})
@@ -63,8 +65,8 @@ class Disturbances:
             self.latest_end_s = time.monotonic()
 
     def starved(self, since_s: float) -> bool:
-        """Whether the daemon lacked descriptors at any moment since then."""
-        return bool(self.under_way["descriptors used up"]) or since_s <= self._starved_until_s
+        """Whether the daemon lacked descriptors, or sent strangers away, at any moment since then."""
+        return any(self.under_way[name] for name in STARVING) or since_s <= self._starved_until_s
 
     def _model(self) -> psutil.Process | None:
         models = self._daemon.models()
@@ -133,7 +135,7 @@ class Disturbances:
             self._nvml.heal()
         return True
 
-    async def _use_up_descriptors(self) -> bool:
+    async def _crowd(self) -> bool:
         """As many connections as would be more than the daemon may have open, and nothing asked on them."""
         writers: list[asyncio.StreamWriter] = []
         try:
@@ -149,10 +151,22 @@ class Disturbances:
             self._starved_until_s = time.monotonic() + 3.0
         return True
 
+    async def _use_up_descriptors(self) -> bool:
+        """It may open none or a few more than it has open now, whatever it is about to do."""
+        few = self._chance.choice((0, 0, 1, 2, 4, 8))
+        self._daemon.limit_files(self._daemon.highest_descriptor() + 1 + few)
+        try:
+            await asyncio.sleep(self._chance.uniform(1.0, 4.0))
+        finally:
+            self._daemon.limit_files(DESCRIPTORS)
+            self._starved_until_s = time.monotonic() + 3.0
+        return True
+
     def calm(self) -> None:
         """Take every cause back, whatever was under way."""
         self._disk.free()
         if self._nvml is not None:
             self._nvml.heal()
         with suppress(psutil.NoSuchProcess):
+            self._daemon.limit_files(DESCRIPTORS)
             self._daemon.process.send_signal(signal.SIGCONT)
