@@ -12,7 +12,7 @@ import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,11 +115,8 @@ def _held(held: Held | None) -> str:
 class Soak:
     """One soak, from start to end."""
 
-    def __init__(
-        self, folder: Path, models: Mapping[str, Path], seconds: float, seed: int, *, without: Collection[str] = ()
-    ) -> None:
-        """``seconds``: from the end of the warm-up to the calm. ``without``: faults that are not had."""
-        self._without = frozenset(without)
+    def __init__(self, folder: Path, models: Mapping[str, Path], seconds: float, seed: int) -> None:
+        """``seconds``: from the end of the warm-up to the calm."""
         self._folder, self._models = folder, models
         self._chance = random.Random(seed)
         self.figures = Figures(seconds, seed)
@@ -215,7 +212,7 @@ class Soak:
     async def _befall(self, disturbances: Disturbances, seconds: float) -> None:
         """Each fault once, one after the other, and then up to two at once."""
         until = time.monotonic() + seconds
-        names = sorted(disturbances.kinds.keys() - self._without)
+        names = sorted(disturbances.kinds)
         in_turn = [*names]
         self._chance.shuffle(in_turn)
         under_way: set[asyncio.Task[None]] = set()
