@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PEERS := .venv-peers/.installed
 
-.PHONY: run test test-gpu demo lint bench arena ablation diagram thorough prove mutants fuzz endurance soak simulate clean
+.PHONY: run test test-gpu demo lint bench arena ablation diagram schema configuration pictures thorough prove mutants fuzz endurance soak simulate pythons clean
 
 run: $(READY) ## the ladder on this machine: demo models, tier, monitor, endpoint
 	@$(BIN)/scaler demo-models
@@ -55,6 +55,21 @@ simulate: $(READY) ## simulated days of the whole process, 10,000 or DAYS=...: a
 diagram: $(READY) ## write docs/diagram.md anew
 	$(BIN)/scaler diagram --format markdown --output docs/diagram.md
 
+schema: $(READY) ## write the JSON schemas of config/ anew
+	$(BIN)/scaler config schema > config/scaler.schema.json
+	$(BIN)/scaler config schema --of tier > config/tier.schema.json
+
+configuration: $(READY) ## write docs/configuration.md anew
+	$(BIN)/python -m tests.docs.configuration
+
+pictures: $(READY) ## make the pictures of the pages anew: two minutes, with little else running
+	@$(BIN)/scaler demo-models
+	$(BIN)/python -m tests.docs.picture
+	$(BIN)/python -m tests.pictures # the page's need a Chromium (docs/page.md)
+
+pythons: $(READY) ## the wheel on every Python that is here, with each extra: downloads, minutes a Python (docs/install.md)
+	$(BIN)/python -m tests.pythons $(addprefix --python ,$(PYTHONS))
+
 arena: $(READY) ## score the decisions, where the arena lies beside this checkout
 	$(BIN)/python ../shared/arena/arena.py ../shared/arena/traces/*.csv.gz --synthetic --command $(BIN)/scaler control
 
@@ -65,7 +80,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scaler needs Python 3.11 or newer: make PYTHON=python3.11")'
 	@echo "installing what scaler needs into $(VENV), this once; it takes a minute or a few"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --editable '.[llama,server,demo,dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[llama,server,demo,tui,dev]'
 	@touch $@
 
 $(PEERS):

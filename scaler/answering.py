@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from scaler.errors import LevelUnavailable, NeverAsked
 from scaler.handoff import ends, says_something
+from scaler.passed_on import NO_HEADERS, with_headers
 from scaler.performance import AnswerSample
 from scaler.switching import Lease
 
@@ -31,6 +32,8 @@ class Answering:
 
     def __init__(self, lease: Lease, clock: Callable[[], float] = time.monotonic) -> None:
         self._lease, self._clock = lease, clock
+        self.headers: Mapping[str, str] = NO_HEADERS
+        """What goes with the request to a runtime's HTTP server."""
         self._began_s = clock()
         self._first_token_s: float | None = None
         self._ended_s: float | None = None
@@ -48,7 +51,8 @@ class Answering:
         The model is given back as soon as it has nothing more to say, however slowly the chunks are taken.
         """
         lease, arrived, loop = self._lease, self._arrived, asyncio.get_running_loop()
-        pump = asyncio.create_task(self._pump(request), name=f"answer at {lease.level}")
+        context = with_headers(self.headers) if self.headers else None
+        pump = asyncio.create_task(self._pump(request), name=f"answer at {lease.level}", context=context)
         # By a callback, because a task that is cancelled before it began never reaches a finally of its own.
         pump.add_done_callback(self._pumped)
         lease.on_cut = lambda: _cancel(pump)
@@ -111,6 +115,16 @@ class Answering:
         taker, self._taker = self._taker, None
         if taker is not None and not taker.done():
             taker.set_result(None)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens have come."""
+        return self._lease.tokens
+
+    @property
+    def first_token_s(self) -> float | None:
+        """The time from the asking to the first token; None before it has come."""
+        return self._first_token_s
 
     def sample(self) -> AnswerSample | None:
         """How the answer went; None when the level gave way or died before there was anything to judge."""

@@ -69,7 +69,7 @@ def usable(
     """
     settings = load_settings(config)
     # Before the levels are sized, for which it takes the files.
-    if absent := list(_absent(settings, demo=running is not None)):
+    if absent := list(absent_files(settings, demo=running is not None)):
         raise ConfigError("\n".join(absent))
     try:
         parts = assemble(config, running)
@@ -84,7 +84,7 @@ def usable(
     return parts
 
 
-def _absent(settings: Settings, *, demo: bool) -> Iterator[str]:
+def absent_files(settings: Settings, *, demo: bool) -> Iterator[str]:
     """The files that are not there; ``demo``: those of the demo ladder too, which are made when they are wanted."""
     models: list[LevelSettings | EmbeddingSettings] = [*settings.ladder]
     if settings.embeddings is not None:

@@ -395,7 +395,7 @@ def _expected(schema: dict[str, Any], node: dict[str, Any]) -> str:
     if "const" in node:
         return repr(node["const"])
     if "enum" in node:
-        return f"one of {', '.join(node['enum'])}"
+        return f"one of {', '.join(map(str, node['enum']))}"
     if node.get("format") == "uri":
         return "an http or https URL"
     kind = "a path" if node.get("format") == "path" else _KINDS[node["type"]]

@@ -56,9 +56,13 @@ DEFAULT_URLS = {
 """Where a level's server is when it does not say."""
 
 
-def configuration(proposal: Proposal, tier: str, reasons: Sequence[str], version: str) -> str:
-    """The YAML of a proposal with at least one level. ``reasons`` say why the machine is in ``tier``."""
-    return "\n".join([*_head(proposal, tier, reasons, version), *_ladder(proposal)]) + "\n"
+def configuration(proposal: Proposal, tier: str, reasons: Sequence[str], version: str, schema: str) -> str:
+    """The YAML of a proposal with at least one level. ``reasons`` say why the machine is in ``tier``.
+
+    ``schema`` is the address of the JSON schema, for editors; without a space, at which they would take it to end.
+    """
+    lines = [f"# yaml-language-server: $schema={schema}", *_head(proposal, tier, reasons, version), *_ladder(proposal)]
+    return "\n".join(lines) + "\n"
 
 
 def scalar(text: str) -> str:
@@ -72,7 +76,7 @@ def _head(proposal: Proposal, tier: str, reasons: Sequence[str], version: str) -
     yield f"# scaler's configuration, as `scaler init` of scaler {version} proposed it. It is yours to change:"
     yield "#   scaler config check     tells what is wrong with it, with the line"
     yield "#   scaler config show      tells what applies, also what is not said here"
-    yield "#   scaler config schema    prints the JSON schema, for your editor"
+    yield "#   scaler doctor           tells how all of the installation stands"
     yield "# How the ladder was chosen: docs/init.md."
     yield ""
     yield from _comment(

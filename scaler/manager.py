@@ -26,6 +26,7 @@ from scaler.answering import Chunk, collect
 from scaler.assembly import Parts, usable
 from scaler.conversations import conversations
 from scaler.conversations.protocol import Message, Said
+from scaler.courses import Courses
 from scaler.descriptions import Description
 from scaler.embedding import Embeddings
 from scaler.errors import ConfigError, ConversationError, LevelUnavailable, MissingExtra, RequestRejected, ScalerError
@@ -44,17 +45,19 @@ from scaler.remembering import Remembering, marks
 from scaler.sensors import Sensor, default_sensors
 from scaler.sensors.model_load import ModelLoadSensor
 from scaler.surroundings import Surroundings
-from scaler.switching import Switcher
+from scaler.switching import Step, Switcher
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer. ``str(answer)`` is its text; ``finish_reason`` is OpenAI's; times in seconds.
+    """A finished answer. ``str(answer)`` is its ``text``; ``finish_reason`` is OpenAI's, None where there was none.
 
-    ``levels`` made it, in order: more than one where it was handed over. ``tool_calls`` are what it asks for instead of
-    or beside text, as OpenAI has them. ``not_remembered`` says why the conversation is as it was before, if it is.
+    ``levels`` made it, in order: more than one where it was handed over. ``conversation_id`` goes on with it. It has
+    ``tokens``, a count, and took ``total_s`` seconds from the request to the end, ``first_token_s`` of them until
+    something was said: None when nothing was. ``tool_calls`` are what it asks for instead of or beside text, as OpenAI
+    has them. ``not_remembered`` says why the conversation is as it was before, if it is.
     """
 
     text: str
@@ -96,6 +99,8 @@ class ModelManager:
     ) -> None:
         """``config``: a YAML in place of the person's own; ``sensors`` makes those of a machine other than this.
 
+        ``on_notice`` is told what a person should know, as if given to the method `on_notice`; climbs, too, with
+        ``notify_upgrades`` or where the configuration wants them told.
         ``remember``: know what the one before learned, and keep it for the next, as the configuration's ``remembered``
         says; one program at a time. ``surroundings``: a simulated machine's.
 
@@ -229,13 +234,22 @@ class ModelManager:
         """The levels that can answer now: the one that serves, and those that stand by."""
         return self._switcher.loaded
 
+    @property
+    def courses(self) -> Courses:
+        """What becomes of each request, told on the effects' loop."""
+        return self._relay.courses
+
+    def on_step(self, taker: Callable[[Step], None]) -> Callable[[], None]:
+        """Have ``taker`` told of each step of a switch when it has ended, on the effects' loop; returns the way out."""
+        return self._switcher.on_step(taker)
+
     def describe(self, level: str) -> Description:
-        """What is known of a level's model. Reads its file. Raises KeyError for a level that is not on the ladder."""
+        """What is known of the model of ``level``. Reads its file. Raises KeyError for one that there is not."""
         runtime, settings = self._levels[level]
         return runtime.describe(settings)
 
     def takes(self, level: str) -> tuple[int, int]:
-        """The bytes of RAM and of GPU memory that a level alone takes, as declared or estimated."""
+        """The bytes of RAM and of GPU memory that ``level`` alone takes, as declared or estimated."""
         alone = self._proactive_scaler.ladder.alone(level)
         return alone.get(RAM, 0), sum(taken for resource, taken in alone.items() if resource != RAM)
 
@@ -266,9 +280,11 @@ class ModelManager:
         system: str | None = None,
         **options: Any,
     ) -> Answer:
-        """Answer ``message`` as the next turn of a conversation, a new one when no id is given.
+        """Answer ``message`` as the next turn of a conversation.
 
         ``message`` is what the user says, or OpenAI messages, such as the results of the tools that were called.
+        ``conversation_id`` is any name for the conversation; without it a new one begins, and `Answer` has its name.
+        ``system`` is the system prompt, of a conversation's first turn; later ones are ignored.
         ``options`` are OpenAI's (``temperature``, ``max_tokens``, ...). Raises QueueFull, RequestTimedOut,
         LevelUnavailable, RequestRejected, or ConversationError when the conversation cannot be read; the conversation
         is then as it was before. An answer that cannot be stored is given all the same: see `Answer.not_remembered`.
@@ -283,7 +299,7 @@ class ModelManager:
         system: str | None = None,
         **options: Any,
     ) -> AsyncIterator[str]:
-        """The same, as pieces of text while they come. Leaving the loop early ends the generation.
+        """`generate_response` as pieces of text while they come. Leaving the loop early ends the generation.
 
         The turn is remembered when the loop has ended by itself. Whoever left early was not answered, and the
         conversation is as it was before.
@@ -301,25 +317,37 @@ class ModelManager:
         system: str | None = None,
         **options: Any,
     ) -> Answer:
-        """`generate_response` for code without an event loop; not to be called on a running loop."""
+        """`generate_response` for code without an event loop; not to be called on a running loop.
+
+        Raises the same.
+        """
         return self._effects.call(self._turn(message, conversation_id, system, options))
 
     async def chat(self, request: Mapping[str, Any]) -> AsyncIterator[Chunk]:
-        """Answer an OpenAI chat request, as chunks with the level that answers; nothing is remembered."""
+        """Answer ``request``, an OpenAI chat request, as chunks with the level that answers; nothing is remembered.
+
+        Raises QueueFull, RequestTimedOut, LevelUnavailable, RequestRejected.
+        """
         async for chunks in self._effects.iterate(self.answer(request)):
             for chunk in chunks:
                 yield chunk
 
     def answer(
-        self, request: Mapping[str, Any], *, level: str | None = None, streamed: bool = True
+        self,
+        request: Mapping[str, Any],
+        *,
+        level: str | None = None,
+        streamed: bool = True,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[list[Chunk], None]:
-        """`chat` for callers that run on the effects' loop themselves; a request with a ``prompt`` completes it.
+        """`chat` for callers that run on the effects' loop themselves; a ``request`` with a ``prompt`` completes it.
 
         Chunks that came together are yielded together.
         ``level`` insists on one level. ``streamed`` says whether chunks are shown as they come: else an answer whose
-        half is of no use to the next level, such as a tool call, can be begun anew there.
+        half is of no use to the next level, such as a tool call, can be begun anew there. ``headers`` are those that
+        the request came with, for traces.
         """
-        return self._relay.answer(request, level=level, streamed=streamed)
+        return self._relay.answer(request, level=level, streamed=streamed, headers=headers)
 
     # ---------------------------------------------------------------- vectors
 
@@ -329,12 +357,15 @@ class ModelManager:
         return self._embeddings.name if self._embeddings is not None else None
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """A vector for each text. Raises LevelUnavailable, or RequestRejected when there is no embedding model."""
+        """A vector for each of ``texts``, in order.
+
+        Raises LevelUnavailable, or RequestRejected when there is no embedding model.
+        """
         answer = await self._effects.run(self.embeddings({"input": list(texts), "encoding_format": "float"}))
         return [one["embedding"] for one in answer["data"]]
 
     async def embeddings(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The same for an OpenAI embeddings request, for callers that run on the effects' loop themselves."""
+        """`embed` for callers that run on the effects' loop themselves; ``request`` is an OpenAI embeddings request."""
         if self._embeddings is None:
             raise RequestRejected(
                 "there is no embedding model; name one in the configuration, under embeddings: {model: FILE.gguf}"

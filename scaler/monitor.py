@@ -47,7 +47,8 @@ class ResourceMonitor:
     ``interval_s`` is the time from one reading to the next, ``own_pids`` returns the roots of our model's
     process trees, ``sensor_timeout_s`` is how long a reading waits for its sensors, and ``retry_max_s`` bounds
     the pause after a sensor's failures, which begins at one interval and doubles. Raises ConfigError when one
-    of these is not above 0, or when two sensors fill the same field of a reading.
+    of these is not above 0, or when two ``sensors`` fill the same field of a reading. ``clock`` is monotonic and
+    ``wall_clock`` that of people, both in seconds; ``worker`` makes the thread that asks the sensors.
     """
 
     def __init__(
@@ -86,6 +87,11 @@ class ResourceMonitor:
         """Whether the loop runs and has not been asked to stop."""
         run = self._run
         return run is not None and not run.stopping
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """The names of those that are asked, as `Reading.missing` has them."""
+        return tuple(watch.name for watch in self._watches)
 
     @property
     def latest(self) -> Reading | None:

@@ -23,9 +23,10 @@ QUIET_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something a person should know: what changed, why in numbers, and what would bring it back.
+    """Something a person should know: ``text`` says what changed, why in numbers, and what would bring it back.
 
-    ``times`` is how often it happened since it was last told, or at all.
+    ``kind`` is a step down, a climb or a fault; ``level`` is where a step leads, ``off`` too, or what failed. ``times``
+    is how often it happened since it was last told, or at all.
     """
 
     kind: Literal["downgrade", "upgrade", "failure"]

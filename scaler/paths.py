@@ -10,6 +10,8 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+from scaler.errors import ConfigError
+
 _FOLDER = "scaler"
 
 
@@ -50,6 +52,14 @@ def shipped_config() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "config"
 
 
+def _home() -> Path:
+    """The person's home. Raises ConfigError where nobody says which it is."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise ConfigError("this user has no home directory; set the environment variable HOME to one") from error
+
+
 def _place(variable: str, *, linux: str, macos: str, windows: str) -> Path:
     """scaler's folder in the place that ``variable`` or else the platform names.
 
@@ -59,5 +69,5 @@ def _place(variable: str, *, linux: str, macos: str, windows: str) -> Path:
     if named.is_absolute():
         return named / _FOLDER
     if sys.platform == "win32":
-        return Path(os.environ.get(windows) or Path.home() / "AppData" / "Local") / _FOLDER
-    return Path.home() / (macos if sys.platform == "darwin" else linux) / _FOLDER
+        return Path(os.environ.get(windows) or _home() / "AppData" / "Local") / _FOLDER
+    return _home() / (macos if sys.platform == "darwin" else linux) / _FOLDER

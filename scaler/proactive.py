@@ -73,8 +73,9 @@ class RoomBeside:
 class ResourceTrend:
     """Where everyone else's use of a resource is heading, in bytes and seconds.
 
-    ``forecast_bytes`` is what all usage will be ``horizon_s`` from now at the present level, give or take
-    ``sigma_bytes`` (one standard deviation). The times until a limit are 0 when it is passed and None when
+    ``other_bytes`` is what they use now, of ``total_bytes``. ``forecast_bytes`` is what all usage will be ``horizon_s``
+    from now at the present level, of it ``forecast_other_bytes`` theirs, give or take ``sigma_bytes`` (one standard
+    deviation). The times until a limit are 0 when it is passed and None when
     the line never gets there.
     """
 
@@ -82,7 +83,10 @@ class ResourceTrend:
     samples: int
     window_s: float
     slope_bytes_per_s: float
+    total_bytes: int
+    other_bytes: int
     horizon_s: float
+    forecast_other_bytes: float
     forecast_bytes: float
     sigma_bytes: float
     scale_at_in_s: float | None
@@ -143,7 +147,12 @@ class ProactiveScaler:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """What is left out comes from the configuration. Raises ConfigError when that is at fault."""
+        """What of ``ladder``, ``policy`` and ``tier`` is left out comes from the configuration.
+
+        ``monitor`` hands in the readings, one that reads this machine if left out. ``journal`` gets every decision.
+        ``clock`` measures durations in monotonic seconds, ``wall_clock`` is for people: seconds since 1970.
+        Raises ConfigError when the configuration is at fault.
+        """
         if ladder is None or policy is None:
             from scaler.assembly import assemble  # here, because reading a configuration imports 200 ms of schema
 
@@ -191,7 +200,7 @@ class ProactiveScaler:
         self._publish(event)
 
     def observe(self, reading: Reading) -> None:
-        """Decide on a reading. The monitor calls this; call it to feed readings of one's own."""
+        """Decide on ``reading``. The monitor calls this; call it to feed readings of one's own."""
         with self._lock:
             self._machine.observe(reading)
             self._read_at_s = self._machine.evidence.now_s if self._machine.evidence.reading is not None else None
@@ -251,7 +260,10 @@ class ProactiveScaler:
                     len(trend),
                     trend.span_s,
                     slope * total,
+                    total,
+                    part.other_bytes,
                     horizon,
+                    forecast.mean * total,
                     forecast.mean * total + need,
                     forecast.sigma * total,
                     trend.reaches_in_s(scale_at - need / total),
@@ -337,7 +349,7 @@ class ProactiveScaler:
         return decision
 
     def update_performance_metrics(self, sample: AnswerSample) -> None:
-        """Take in how an answer went. One that failed or crept while memory was tight makes its level cautious.
+        """Take in ``sample``: how an answer went. If it failed or crept while memory was tight, its level is cautious.
 
         Raises KeyError for a level that is not on the ladder.
         """
@@ -346,7 +358,7 @@ class ProactiveScaler:
             self._machine.answered(sample.level, self._clock(), failed=sample.failed, speed=speed)
 
     def want(self, wanted: bool) -> None:
-        """Say whether anybody asks for a model; before that, nothing is loaded from off."""
+        """Say by ``wanted`` whether anybody asks for a model; before that, nothing is loaded from off."""
         with self._lock:
             if self._machine.evidence.wanted != wanted:
                 self._machine.want(wanted)
@@ -372,7 +384,10 @@ class ProactiveScaler:
         self._deliver()
 
     def switched(self, ticket: int, load_s: float | None = None) -> None:
-        """Report that a switch is done; ``load_s`` is how long loading took, to learn from."""
+        """Report that the switch with this ``ticket`` is done; one that another has overtaken is passed over.
+
+        ``load_s`` is how many seconds loading took, to learn from; None where nothing was loaded.
+        """
         with self._lock:
             switch = self._machine.switch
             if switch is None or switch.ticket != ticket or self._machine.settled:
@@ -385,7 +400,10 @@ class ProactiveScaler:
         self._deliver()
 
     def switch_failed(self, ticket: int, still_serving: str, reason: str) -> None:
-        """Report that a switch failed, and which level answers still (or ``off``)."""
+        """Report that the switch with this ``ticket`` failed; one that another has overtaken is passed over.
+
+        ``still_serving`` is the level that answers still, or ``off``; ``reason`` is for people.
+        """
         with self._lock:
             switch = self._machine.switch
             if switch is None or switch.ticket != ticket or self._machine.settled:
@@ -397,7 +415,7 @@ class ProactiveScaler:
         self._deliver()
 
     def died(self, level: str, reason: str) -> None:
-        """Report that the model of ``level`` ended without having been asked to."""
+        """Report that the model of ``level`` ended without having been asked to, and the ``reason``, for people."""
         with self._lock:
             self._failed[level] = reason
             self._pending.append(ModelDied(level, reason))
@@ -408,7 +426,7 @@ class ProactiveScaler:
             self.monitor.nudge()
 
     def note(self, event: ScalerEvent) -> None:
-        """Have something that the effects did told to the subscribers and written into the journal."""
+        """Have ``event``, which the effects brought about, told to the subscribers and written into the journal."""
         self._publish(event)
 
     # ---------------------------------------------------------------- another configuration
@@ -416,10 +434,11 @@ class ProactiveScaler:
     def reconfigure(
         self, ladder: Ladder, policy: Policy, tier: str | None, kept: Collection[str], event: Reconfigured
     ) -> str | None:
-        """Decide on this ladder and by this policy from now on, and tell ``event``; returns a level that was unpinned.
+        """Decide on ``ladder`` and by ``policy`` from now on, and tell ``event``; returns a level that was unpinned.
 
-        ``kept`` names the levels whose models are the same as before: what is known of them stays. Nothing is climbed
-        to sooner than without it. Whoever performs the switches must know the new levels already.
+        ``tier`` is the name that people are shown. ``kept`` names the levels whose models are the same as before: what
+        is known of them stays. Nothing is climbed to sooner than without it. Whoever performs the switches must know
+        the new levels already.
         """
         with self._lock:
             before = self._machine
@@ -439,12 +458,20 @@ class ProactiveScaler:
     # ---------------------------------------------------------------- over a restart
 
     def remember(self, marks: Mapping[str, str], boot: str | None, *, ended: bool = False) -> Remembered:
-        """What is to outlive this scaler. ``ended``: it was asked to end. See `remembered` for the rest."""
+        """What is to outlive this scaler.
+
+        ``marks`` names the model and settings of each level: what was learned of others is not recalled. ``boot`` names
+        the boot, whose monotonic times mean nothing in another; None where boots cannot be told apart. ``ended``: it
+        was asked to end.
+        """
         with self._lock:
             return remember(self._machine, marks, boot, self._clock(), ended=ended, failed=self._failed)
 
     def recall(self, remembered: Remembered, marks: Mapping[str, str], boot: str | None) -> None:
-        """Know what the scaler before this one did; to be called before the first reading."""
+        """Know what the scaler before this one did, as `remember` returned it; to be called before the first reading.
+
+        What is ``remembered`` counts for levels whose ``marks`` are the same, and times exactly within one ``boot``.
+        """
         with self._lock:
             recall(self._machine, remembered, marks, boot, self._clock())
             for name, level in remembered.levels.items():

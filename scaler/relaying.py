@@ -13,10 +13,12 @@ from typing import Any
 
 from scaler.answering import Answering, Chunk
 from scaler.conversations.fitting import fit
+from scaler.courses import Courses
 from scaler.errors import LevelUnavailable, NeverAsked, QueueFull, RequestRejected, RequestTimedOut
 from scaler.events import AnswerHandedOver
 from scaler.handoff import Splice, token_limit, without_thinking
 from scaler.normal_form import normal_form
+from scaler.passed_on import NO_HEADERS
 from scaler.proactive import Preflight, ProactiveScaler
 from scaler.runtimes.protocol import LoadedModel
 from scaler.switching import Lease, Switcher
@@ -44,89 +46,104 @@ class Relay:
         """``wait_s``: for how long a request waits for a level, at its beginning and at each hand-off."""
         self._scaler, self._switcher = scaler, switcher
         self.wait_s, self._clock = wait_s, clock
+        self.courses = Courses(clock)
+        """What became of each request."""
 
     async def answer(
-        self, request: Mapping[str, Any], *, level: str | None = None, streamed: bool = True
+        self,
+        request: Mapping[str, Any],
+        *,
+        level: str | None = None,
+        streamed: bool = True,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[list[Chunk], None]:
         """Yield the answer's chunks, each with the level that made it, those together that came together.
 
         Never an empty list, and at least one. Runs on the effects' loop.
 
         ``level`` insists on one level: the request waits for it, and no other one answers. ``streamed`` says that
-        chunks are shown as they come; else an answer that cannot be continued half way is begun anew.
+        chunks are shown as they come; else an answer that cannot be continued half way is begun anew. ``headers`` are
+        those that the request came with, for whoever follows it.
         Raises QueueFull, RequestTimedOut, LevelUnavailable, RequestRejected.
         """
-        scaler, splice = self._scaler, Splice(normal_form(request), streamed=streamed)
-        scaler.want(True)
-        until, deaths = self._clock() + self.wait_s, 0
-        failure: LevelUnavailable | None = None
-        gone: tuple[LoadedModel, NeverAsked] | None = None
-        todo = splice.next_request()
-        while todo is not None:
-            check = scaler.check_preflight_resources()
-            try:
-                left = max(0.0, until - self._clock())
-                lease = await self._switcher.lease(left, self._why(level), level=level, ahead=splice.begun)
-            except (QueueFull, RequestTimedOut):
-                if not splice.begun:
-                    raise
-                if failure is not None:
-                    raise failure from None
-                # The level gave way, and none came in its place: what was said of the answer stands.
-                break
-            if gone is not None and lease.model is gone[0]:
-                lease.release()
-                if self._clock() >= until:
-                    raise gone[1]
-                await asyncio.sleep(AGAIN_S)
-                continue
-            answering, failure, leased_s = Answering(lease, self._clock), None, self._clock()
-            try:
-                asked = await self._prepare(todo, splice, lease, check)
-                async with aclosing(answering.stream(asked)) as arriving:
-                    async for arrived in arriving:
-                        if passed := [Chunk(*one) for data in arrived for one in splice.add(lease.level, data)]:
-                            yield passed
-                        if splice.stopped:
-                            return
-            except LevelUnavailable as error:
-                failure = error
-                if isinstance(error, NeverAsked):
-                    gone = lease.model, error
-                else:
-                    deaths += 1
-            except RequestRejected:
-                if not splice.begun:
-                    raise
-                # This level cannot take what the one before could: its context window may be smaller.
-                break
-            finally:
-                lease.release()
-                if not lease.replaced and (sample := answering.sample()) is not None:
-                    scaler.update_performance_metrics(sample)
-            if splice.finished or not (answering.gave_way or failure):
-                rest = splice.rest()
-                if not (splice.begun or splice.finished):
-                    raise LevelUnavailable(f"{lease.level}: the model ended its answer without a word; try again")
-                if rest:
-                    yield [Chunk(*one) for one in rest]
-                return
-            failure = failure or LevelUnavailable(f"{lease.level}: it gave way before the answer had begun")
-            if deaths >= DEATHS:
-                raise failure
+        kind = "text_completion" if "prompt" in request else "chat"
+        with self.courses.begin(kind, level, headers or NO_HEADERS) as course:
+            scaler, splice = self._scaler, Splice(normal_form(request), streamed=streamed)
+            scaler.want(True)
+            until, deaths = self._clock() + self.wait_s, 0
+            failure: LevelUnavailable | None = None
+            gone: tuple[LoadedModel, NeverAsked] | None = None
             todo = splice.next_request()
-            # What counts is the waiting for a level, not that for one's turn at it.
-            until = self._clock() + self.wait_s if lease.tokens else until + self._clock() - leased_s
-            if splice.begun:
-                if level is not None:
+            while todo is not None:
+                check = scaler.check_preflight_resources()
+                try:
+                    left = max(0.0, until - self._clock())
+                    lease = await self._switcher.lease(left, self._why(level), level=level, ahead=splice.begun)
+                except (QueueFull, RequestTimedOut):
+                    if not splice.begun:
+                        raise
+                    if failure is not None:
+                        raise failure from None
+                    # The level gave way, and none came in its place: what was said of the answer stands.
                     break
-                failure = None if answering.gave_way else failure
-                if isinstance(failure, NeverAsked):
-                    # It had no part in the answer.
+                if gone is not None and lease.model is gone[0]:
+                    lease.release()
+                    if self._clock() >= until:
+                        raise gone[1]
+                    await asyncio.sleep(AGAIN_S)
                     continue
-                scaler.note(AnswerHandedOver(lease.level, splice.tokens, str(failure) if failure else None))
-        if ending := splice.ending():
-            yield [Chunk(splice.level, one) for one in ending]
+                answering, failure, leased_s = Answering(lease, self._clock), None, self._clock()
+                answering.headers = course.asks(lease.level, answering)
+                try:
+                    asked = await self._prepare(todo, splice, lease, check)
+                    async with aclosing(answering.stream(asked)) as arriving:
+                        async for arrived in arriving:
+                            if passed := [Chunk(*one) for data in arrived for one in splice.add(lease.level, data)]:
+                                yield passed
+                            if splice.stopped:
+                                return
+                except LevelUnavailable as error:
+                    failure = error
+                    if isinstance(error, NeverAsked):
+                        gone = lease.model, error
+                    else:
+                        deaths += 1
+                except RequestRejected:
+                    if not splice.begun:
+                        raise
+                    # This level cannot take what the one before could: its context window may be smaller.
+                    course.left("rejected")
+                    break
+                finally:
+                    lease.release()
+                    if not lease.replaced and (sample := answering.sample()) is not None:
+                        scaler.update_performance_metrics(sample)
+                if splice.finished or not (answering.gave_way or failure):
+                    rest = splice.rest()
+                    if not (splice.begun or splice.finished):
+                        raise LevelUnavailable(f"{lease.level}: the model ended its answer without a word; try again")
+                    if rest:
+                        yield [Chunk(*one) for one in rest]
+                    return
+                unasked = isinstance(failure, NeverAsked)
+                course.left("gave_way" if answering.gave_way else "not_asked" if unasked else "failed")
+                failure = failure or LevelUnavailable(f"{lease.level}: it gave way before the answer had begun")
+                if deaths >= DEATHS:
+                    raise failure
+                todo = splice.next_request()
+                # What counts is the waiting for a level, not that for one's turn at it.
+                until = self._clock() + self.wait_s if lease.tokens else until + self._clock() - leased_s
+                if splice.begun:
+                    if level is not None:
+                        break
+                    failure = None if answering.gave_way else failure
+                    if isinstance(failure, NeverAsked):
+                        # It had no part in the answer.
+                        continue
+                    scaler.note(AnswerHandedOver(lease.level, splice.tokens, str(failure) if failure else None))
+            if ending := splice.ending():
+                course.outcome = "shortened"
+                yield [Chunk(splice.level, one) for one in ending]
 
     def _why(self, level: str | None) -> Callable[[], str]:
         def why() -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from scaler.errors import LevelUnavailable, MissingExtra, QueueFull, RequestTimedOut
 from scaler.events import Drained, ScalerEvent, StandbyLost, UnloadFailed
@@ -28,6 +29,17 @@ RELEASE_S = 5.0
 """So long the first switch waits for what was loaded before scaler came to go."""
 RELEASE_ENDS_S = 90.0
 """What has not let go by then never will; vLLM, the slowest, takes up to a minute to fall asleep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing done in a switch, or in clearing up behind one; monotonic seconds. ``error`` is why it failed."""
+
+    kind: Literal["drain", "unload", "load"]
+    level: str
+    began_s: float
+    ended_s: float
+    error: str | None = None
 
 
 class Reports(Protocol):
@@ -148,6 +160,7 @@ class Switcher:
         self._waiting = 0
         self._performing: asyncio.Task[None] | None = None
         self._worker: asyncio.Task[None] | None = None
+        self._step_takers: list[Callable[[Step], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # ---------------------------------------------------------------- from outside
@@ -161,6 +174,24 @@ class Switcher:
         """Have ``switch`` performed; a later one overtakes it. From any thread; returns at once."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._take, switch)
+
+    def on_step(self, taker: Callable[[Step], None]) -> Callable[[], None]:
+        """Have ``taker`` told of every step when it has ended, on the loop; returns the way out. It must not raise."""
+        self._step_takers.append(taker)
+        return lambda: self._step_takers.remove(taker) if taker in self._step_takers else None
+
+    @contextmanager
+    def _step(self, kind: Literal["drain", "unload", "load"], level: str) -> Iterator[None]:
+        """Tell of what is done within."""
+        began, error = self._clock(), None
+        try:
+            yield
+        except BaseException as failure:
+            error = str(failure) or type(failure).__name__
+            raise
+        finally:
+            for taker in self._step_takers:
+                taker(Step(kind, level, began, self._clock(), error))
 
     def reconfigure(
         self,
@@ -459,7 +490,9 @@ class Switcher:
     async def _drain(self, loaded: _Loaded) -> None:
         """Wait until the answers that run now have ended, and tell how many they were."""
         answers, began = set(loaded.leases), self._clock()
-        await loaded.idle.wait()
+        if answers:
+            with self._step("drain", loaded.model.name):
+                await loaded.idle.wait()
         if answers and not loaded.dead:
             cut = sum(lease.cut for lease in answers)
             self._reports.note(Drained(loaded.model.name, len(answers), cut, self._clock() - began))
@@ -470,7 +503,8 @@ class Switcher:
         if releasing := [task for one, task in self._releasing.items() if self._in_the_way(one, name)]:
             # A release that is late would take away again what was loaded meanwhile.
             await asyncio.wait(releasing)
-        model = await runtime.load(settings, lambda ratio: self._on_progress(name, ratio))
+        with self._step("load", name):
+            model = await runtime.load(settings, lambda ratio: self._on_progress(name, ratio))
         loaded = _Loaded(model, runtime, settings)
         loaded.watch = asyncio.create_task(self._watch(loaded), name=f"watch {name}")
         return loaded, self._clock() - began
@@ -520,7 +554,8 @@ class Switcher:
             loaded.watch.cancel()
         name = loaded.model.name
         try:
-            await loaded.model.unload()
+            with self._step("unload", name):
+                await loaded.model.unload()
         except LevelUnavailable as error:
             self._stuck[loaded] = error
         except Exception as error:

@@ -126,6 +126,12 @@ WRONG = [
     (LADDER.replace("ram_gib: 1", "ram_gib: 0"), 4, "ladder[0].ram_gib", "0 cannot be used; expected a number above 0"),
     (LADDER + "    runtime: magic\n", 8, "ladder[1].runtime", "expected one of embedded, ollama"),
     (OLLAMA.format("mmap: true"), 2, "ladder[0].mmap", "unknown key; expected one of name, "),
+    (
+        "ladder:\n  - {name: a, runtime: vllm, model: x, vram_gib: 1, sleep: 3}\n",
+        2,
+        "ladder[0].sleep",
+        "3 cannot be used; expected one of 1, 2",
+    ),
     (OLLAMA.format("num_gpu: -1"), 2, "ladder[0].num_gpu", "-1 cannot be used; expected a whole number from 0"),
     (OLLAMA.format("url: 'http://10.0.0.1'"), 2, "ladder[0].url", "is not this machine, whose memory is watched"),
     (OLLAMA.format("url: 'http://me:sesame@127.0.0.1'"), 2, "ladder[0].url", "holds a name or a password; expected"),

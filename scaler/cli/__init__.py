@@ -15,7 +15,8 @@ from scaler.printable import printable
 
 EXIT_OK, EXIT_NO, EXIT_USAGE, EXIT_FAILED, EXIT_UNREACHABLE = 0, 1, 2, 3, 4
 EXIT_INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
-EXIT_CODES = "Exit codes: 0 done or yes, 1 no, 2 wrong usage or configuration, 3 failed, 4 no daemon answers."
+COMPLETING = "_ARGCOMPLETE"
+"""The environment variable by which a shell asks how a line could go on, instead of having it done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,32 @@ class Command:
     summary: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    yes: str = "done"
+    """What exit code 0 means."""
+    no: str = ""
+    """What exit code 1 means, where the command answers a question; empty where it does not."""
+    asks: bool = False
+    """Whether it asks a running daemon, which may not be there."""
+
+    @property
+    def exit_codes(self) -> dict[int, str]:
+        """Every exit code that it can have, and what it means; but for `EXIT_INTERRUPTED`, which all have."""
+        return {
+            EXIT_OK: self.yes,
+            **({EXIT_NO: self.no} if self.no else {}),
+            EXIT_USAGE: "wrong usage or configuration",
+            EXIT_FAILED: "failed",
+            **({EXIT_UNREACHABLE: "no daemon answers"} if self.asks else {}),
+        }
 
 
 MODULES = (
     "init",
+    "doctor",
     "run",
     "chat",
     "status",
+    "top",
     "check",
     "explain",
     "advise",
@@ -46,6 +66,7 @@ MODULES = (
     "diagram",
     "config",
     "service",
+    "completion",
     "demo_models",
     "demo",
     "control",
@@ -57,30 +78,67 @@ def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scaler",
         description="Keeps the best local language model that this machine can sustain, all the time.",
-        epilog=f"Start with `scaler run`. {EXIT_CODES}",
+        epilog="Start with `scaler run`. Exit codes: 0 done or yes, 1 no, 2 wrong usage or configuration, 3 failed, "
+        "4 no daemon answers; docs/commands.md has those of each command.",
     )
     parser.add_argument("--version", action="version", version=f"scaler {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Only the command that was asked for is imported, so that each starts quickly.
-    named = next((w.replace("-", "_") for w in wanted if not w.startswith("-")), None)
+    named = _named(wanted).replace("-", "_")
     for module in (named,) if named in MODULES else MODULES:
         command: Command = importlib.import_module(f"scaler.cli.{module}").COMMAND
-        sub = commands.add_parser(command.name, help=command.summary, description=command.summary, epilog=EXIT_CODES)
+        codes = ", ".join(f"{code} {meaning}" for code, meaning in command.exit_codes.items())
+        epilog = f"Exit codes: {codes}."
+        sub = commands.add_parser(command.name, help=command.summary, description=command.summary, epilog=epilog)
         command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run=command.run, parser=sub)
     return parser
+
+
+def _named(words: Sequence[str]) -> str:
+    """The command that a line asks for, as it was typed; empty where there is none."""
+    return next((word for word in words if not word.startswith("-")), "")
+
+
+def _check_named(words: Sequence[str]) -> None:
+    """Raises ConfigError for a command that there is not, with the one that was perhaps meant."""
+    names = [module.replace("_", "-") for module in MODULES]
+    if (word := _named(words)) and word not in names:
+        from scaler.documents import nearest
+
+        raise ConfigError(f"there is no command {word!r}; {nearest(word, names)}; `scaler --help` says what each does")
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments; or, by SystemExit, what is wrong with them."""
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        # By the command's own parser, which shows the command's own options.
+        told: argparse.ArgumentParser = args.parser
+        told.error(f"unrecognized arguments: {' '.join(unknown)}; `{told.prog} --help` lists what it takes")
+    return args
+
+
+def _complete() -> None:
+    """Tell a shell how the line can go on, and end."""
+    from scaler.cli.completion import before_cursor, complete
+
+    complete(_parser(before_cursor(os.environ)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Errors of ours are one message on stderr."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
+        if COMPLETING in os.environ:
+            _complete()
+        _check_named(arguments)
         parser = _parser(arguments)
         if not arguments:
             # Whoever types the bare name wants to know what there is, not that something is missing.
             parser.print_help(sys.stderr)
             return EXIT_USAGE
-        args = parser.parse_args(arguments)
+        args = _parsed(parser, arguments)
         code = int(args.run(args))
         sys.stdout.flush()
         return code

@@ -40,4 +40,6 @@ def _lines(advice: dict[str, Any]) -> list[str]:
     return [*lines, "scaler closes no program itself; it climbs by itself once the room has stayed"]
 
 
-COMMAND = Command("advise", "what would make room for a larger level: programs, settings", _add_arguments, _run)
+COMMAND = Command(
+    "advise", "what would make room for a larger level: programs, settings", _add_arguments, _run, asks=True
+)

@@ -17,8 +17,8 @@ ANSWER_TIMEOUT_S = 600.0
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
     parser.add_argument("message", nargs="*", help="say this, print the answer and end; left out: a conversation")
-    parser.add_argument("--system", help="the system prompt")
-    parser.add_argument("--max-tokens", type=int, help="the longest answer, in tokens")
+    parser.add_argument("--system", metavar="TEXT", help="the system prompt")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer, in tokens")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -71,4 +71,4 @@ def _say(running: Daemon, messages: list[dict[str, str]], options: dict[str, int
     return text
 
 
-COMMAND = Command("chat", "talk to whatever level serves", _add_arguments, _run)
+COMMAND = Command("chat", "talk to whatever level serves", _add_arguments, _run, asks=True)

@@ -31,5 +31,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "check", "whether a request would be answered now (exit code 0) or would wait (1)", _add_arguments, _run
+    "check",
+    "whether a request would be answered now, or would wait",
+    _add_arguments,
+    _run,
+    yes="a request would be answered now",
+    no="a request would wait",
+    asks=True,
 )

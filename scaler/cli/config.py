@@ -24,15 +24,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="check: what is wrong, with file and line (exit code 2), or ok; show: what applies on this machine, "
         "as YAML, and which file decided it; schema: the JSON schema, for an editor",
     )
+    parser.add_argument(
+        "--of",
+        choices=("scaler", "tier"),
+        default="scaler",
+        help="whose schema: that of scaler.yaml, if left out, or of a tier's file",
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration other than your own")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
 def _run(args: argparse.Namespace) -> int:
-    from scaler.settings import settings_schema
-
     if args.action == "schema":
-        print(json.dumps(settings_schema(), indent=2))
+        print(json.dumps(_schema(args.of), indent=2))
     elif args.action == "check":
         return _check(args.config, as_json=args.json)
     else:
@@ -43,6 +47,16 @@ def _run(args: argparse.Namespace) -> int:
             for line in _yaml(decided):
                 print(line)
     return EXIT_OK
+
+
+def _schema(of: str) -> dict[str, Any]:
+    if of == "tier":
+        from scaler.tiers import tier_schema
+
+        return tier_schema()
+    from scaler.settings import settings_schema
+
+    return settings_schema()
 
 
 def _check(config: Path | None, *, as_json: bool) -> int:

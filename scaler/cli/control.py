@@ -8,15 +8,17 @@ import sys
 
 from scaler import paths
 from scaler.cli import EXIT_OK, Command
+from scaler.cli.completion import completed_by, tiers
 
 TIER = "mid_range"
 """Whose thresholds hold when nobody names a tier: as shipped, so that every machine answers the same."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    tier = parser.add_argument(
         "--tier", metavar="NAME", help=f"the thresholds of this tier, yours among them; {TIER} as shipped when left out"
     )
+    completed_by(tier, tiers)
 
 
 def _run(args: argparse.Namespace) -> int:

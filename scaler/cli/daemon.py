@@ -67,6 +67,16 @@ class Daemon:
                 yield event
         raise ScalerError("the answer broke off; `scaler history` may say why")
 
+    def follow(self, path: str, timeout_s: float) -> Iterator[str]:
+        """The names of the server-sent events of ``path`` as they come, until the daemon ends them.
+
+        Raises DaemonUnreachable, also after ``timeout_s`` seconds of silence, or ScalerError with the daemon's words.
+        """
+        with self._open(path, "GET", None, timeout_s) as response:
+            for line in response:
+                if line.startswith(b"event: "):
+                    yield line[len(b"event: ") :].decode(errors="replace").strip()
+
     @contextmanager
     def _open(
         self, path: str, method: str, body: Mapping[str, Any] | None, timeout_s: float
@@ -88,7 +98,8 @@ class Daemon:
                 yield response
         except urllib.error.HTTPError as error:
             raise ScalerError(_words_of(error)) from error
-        except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException) as error:
+            # Of the network and of TLS all: on another machine it can also be in the middle of an answer.
             reason = getattr(error, "reason", error)
             raise DaemonUnreachable(
                 f"no daemon answers at {self.url}{path} ({reason}); start one with `scaler run`"

@@ -7,9 +7,10 @@ import sys
 import time
 from collections import deque
 
+from scaler import extras
 from scaler.cli import EXIT_FAILED, EXIT_OK, Command
+from scaler.cli.colour import coloured
 from scaler.cli.words import gib
-from scaler.errors import MissingExtra
 from scaler.events import DecisionMade, SwitchDone
 from scaler.levels import OFF
 from scaler.proactive import Event
@@ -23,20 +24,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    try:
+    with extras.importing("demo", "llama", "server"):
         from rich.console import Console
         from rich.live import Live
 
         from scaler.demo.count import Count
         from scaler.demo.picture import Moment, Picture
         from scaler.demo.stage import DWELL_S, Act, Chat, demo_config, play
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            f"{error.name} is not installed; install it with: pip install 'capability-scaler[demo,llama,server]'"
-        ) from error
     from scaler.manager import ModelManager
 
-    console = Console()
+    console = Console(no_color=not coloured())
     began = time.monotonic()
     lines: list[str] = []
 
@@ -71,7 +68,8 @@ def _run(args: argparse.Namespace) -> int:
         )
         # A picture that is higher than the terminal would lose its end, where the answers are.
         picture.decisions = deque(maxlen=min(7, max(1, console.height - PICTURE_LINES)))
-        live = console.is_terminal and not args.plain
+        # Not as rich has it, by which FORCE_COLOR makes a terminal of a file.
+        live = sys.stdout.isatty() and not args.plain
         shown = 0
 
         def show(act: Act, held: int, chat: Chat, count: Count) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from scaler import paths
 from scaler.cli import EXIT_OK, Command
+from scaler.cli.progress import line, working
 from scaler.demo.models import make_demo_models
-
-CLEAR_LINE = "\r\x1b[K"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,17 +22,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     folder = args.folder or paths.demo_models()
-    watched = sys.stderr.isatty()
 
     def show(name: str, done: float) -> None:
-        if watched:
-            print(f"{CLEAR_LINE}making {name}.gguf: {done:.0%}", end="", file=sys.stderr, flush=True)
+        line(f"making {name}.gguf: {done:.0%}")
 
-    try:
+    with working("making the demo models"):
         models = make_demo_models(folder, show)
-    finally:
-        if watched:
-            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
     sizes = [model.path.stat().st_size for model in models]
     if args.json:
         files = [

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from scaler import diagram, paths
 from scaler.cli import EXIT_OK, Command
+from scaler.cli.completion import completed_by, tiers
 from scaler.errors import ConfigError, LevelUnavailable, MissingExtra, ScalerError
 from scaler.levels import Level
 
@@ -62,7 +63,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "markdown is the page of the documentation: the shipped ladder and tiers, not yours",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of to the standard output")
-    parser.add_argument("--tier", metavar="NAME", help="the figures of this tier instead of this machine's")
+    tier = parser.add_argument("--tier", metavar="NAME", help="the figures of this tier instead of this machine's")
+    completed_by(tier, tiers)
     parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration other than your own")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from scaler.cli import EXIT_OK, Command
@@ -42,43 +43,15 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _lines(status: dict[str, Any]) -> list[str]:
-    state, decision = status["state"], status["last_decision"]
-    lines = [
-        f"{state} is the level now" + ("" if status["settled"] else f" (being loaded; {status['serving']} serves)")
-    ]
-    if decision is not None:
-        lines.append(f"  came from {decision['source']} because {decision['reason']}")
-    usage = status["projected"].get(state)
+    state = status["state"]
+    first, *reasons = why(status)
+    lines = [first, *(f"  {reason}" for reason in reasons)]
     effective = {level["level"]: level for level in status["effective"]}
-    if state in effective and not effective[state]["takes"]:
-        lines.append(f"  {ELSEWHERE}")
-    elif usage is not None:
-        lines.append(f"  usage at {state} is {percent(usage)}")
-    # What would have been acted on, had there been anywhere to go.
-    findings = [found for outlook in status["outlooks"] for found in outlook["findings"] if found["holds"]]
-    if lowered := next((found["sentence"] for found in findings if found["guard"] == "over_ceiling"), None):
-        lines.append(f"  {lowered}; no smaller level that is allowed fits")
     rank = {name: position for position, name in enumerate(status["projected"])}
     policy = status["policy"]
     if state in effective:
         lines.extend(f"  {sentence}" for sentence in _foreseen(effective[state], policy))
-    higher = [o for o in status["outlooks"] if state == "off" or rank[o["level"]] > rank[state]]
-
-    def order(outlook: dict[str, Any]) -> tuple[float, bool, int]:
-        """Of levels that can come at the same time the largest does; if room is lacking, the one that needs least."""
-        lacks_room, position = outlook["wait_s"] is None, rank[outlook["level"]]
-        return outlook["earliest_s"], lacks_room, position if lacks_room or state == "off" else -position
-
-    soonest = min((o for o in higher if o["earliest_s"] is not None), key=order, default=None)
-    if soonest is not None:
-        wait = soonest["earliest_s"]
-        when = f"in {duration(wait)} at the earliest" if wait else "with the next reading"
-        lines.append(f"next upgrade: to {soonest['level']} {when}")
-    elif higher:
-        barring = "the tier, battery power, heat, a pin or that nobody asks for a model"
-        lines.append(f"next upgrade: none; {barring} stands in the way")
-    else:
-        lines.append(f"next upgrade: none; {state} is the largest level")
+    lines.append(f"next upgrade: {next_upgrade(status)}")
     for outlook in reversed(status["outlooks"]):
         name = outlook["level"]
         if state != "off" and rank[name] < rank[state]:
@@ -97,6 +70,53 @@ def _lines(status: dict[str, Any]) -> list[str]:
         level = effective[name]
         lines.extend(f"  {sentence}" for sentence in (*_foreseen(level, policy), *_held_back(level, status, policy)))
     return lines
+
+
+def why(status: dict[str, Any]) -> Iterator[str]:
+    """Which level it is, then what made it so, a sentence each."""
+    state, decision = status["state"], status["last_decision"]
+    yield f"{state} is the level now" + ("" if status["settled"] else f" (being loaded; {status['serving']} serves)")
+    if decision is not None:
+        yield f"came from {decision['source']} because {decision['reason']}"
+    usage = status["projected"].get(state)
+    if any(level["level"] == state and not level["takes"] for level in status["effective"]):
+        yield ELSEWHERE
+    elif usage is not None:
+        yield f"usage at {state} is {percent(usage)}"
+    # What would have been acted on, had there been anywhere to go.
+    findings = [found for outlook in status["outlooks"] for found in outlook["findings"] if found["holds"]]
+    if lowered := next((found["sentence"] for found in findings if found["guard"] == "over_ceiling"), None):
+        yield f"{lowered}; no smaller level that is allowed fits"
+
+
+def next_upgrade(status: dict[str, Any], told: Callable[[float], str] = duration) -> str:
+    """To which level it goes next and when at the earliest, or why to none. ``told`` puts seconds into words."""
+    if (outlook := soonest(status)) is not None:
+        wait = outlook["earliest_s"]
+        return f"to {outlook['level']} " + (f"in {told(wait)} at the earliest" if wait else "with the next reading")
+    if _higher(status):
+        return "none; the tier, battery power, heat, a pin or that nobody asks for a model stands in the way"
+    return f"none; {status['state']} is the largest level"
+
+
+def soonest(status: dict[str, Any]) -> dict[str, Any] | None:
+    """The outlook of the level that can be climbed to first; None where a person or the tier forbids every one."""
+    state = status["state"]
+    rank = {name: position for position, name in enumerate(status["projected"])}
+
+    def order(outlook: dict[str, Any]) -> tuple[float, bool, int]:
+        """Of levels that can come at the same time the largest does; if room is lacking, the one that needs least."""
+        lacks_room, position = outlook["wait_s"] is None, rank[outlook["level"]]
+        return outlook["earliest_s"], lacks_room, position if lacks_room or state == "off" else -position
+
+    return min((o for o in _higher(status) if o["earliest_s"] is not None), key=order, default=None)
+
+
+def _higher(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """The outlooks of the levels above the present one."""
+    state, names = status["state"], list(status["projected"])
+    above = names if state == "off" else names[names.index(state) + 1 :]
+    return [outlook for outlook in status["outlooks"] if outlook["level"] in above]
 
 
 def _foreseen(level: dict[str, Any], policy: dict[str, Any]) -> list[str]:
@@ -133,4 +153,4 @@ def _held_back(level: dict[str, Any], status: dict[str, Any], policy: dict[str, 
     return told
 
 
-COMMAND = Command("explain", "why this level, and what each higher level lacks", _add_arguments, _run)
+COMMAND = Command("explain", "why this level, and what each higher level lacks", _add_arguments, _run, asks=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,8 @@ from typing import Any
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.words import SPAN, duration, reconfigured, span
 from scaler.errors import ConfigError
-from scaler.journal import JournalError, read
+from scaler.past import joined, records
 from scaler.printable import one_line
-
-MOST_FILES = 1000
-"""How many files of a journal are looked for: as many as the configuration lets there be."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +34,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--last: {args.last} cannot be used; expected 1 or more")
     since = None if args.since is None else _time(args.since, datetime.now(UTC))
     path = _configured(args.config) if args.path is None else _file(args.path)
-    events = _joined(_records(path))
+    events = joined(records(path))
     if not events:
         _note(f"no journal yet at {path}; `scaler run` writes it")
         return EXIT_OK
@@ -63,14 +60,6 @@ def _configured(config: Path | None) -> Path:
     return load_settings(config).journal.path
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """What the journal has, oldest first. Raises JournalError, also for a file that is something else."""
-    for record in read(path, files=MOST_FILES):
-        if not {"at", "event"} <= record.keys():
-            raise JournalError(f"{path}: a line is no record of scaler's; expected a journal, give another --path")
-        yield record
-
-
 def _note(text: str) -> None:
     """On stderr: what reads our output gets events or nothing."""
     print(text, file=sys.stderr)
@@ -88,33 +77,13 @@ def _time(text: str, now: datetime) -> datetime:
         ) from error
 
 
-def _joined(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records that are events of their own, each decision with its ``outcome`` and whether it was ``hurried``.
-
-    Tickets begin anew with each run of the daemon, so an outcome belongs to the latest decision of its ticket.
-    """
-    events: list[dict[str, Any]] = []
-    decisions: dict[int, dict[str, Any]] = {}
-    for record in records:
-        match record["event"]:
-            case "decision":
-                decisions[record["ticket"]] = event = {**record, "outcome": None, "hurried": False}
-                events.append(event)
-            case "switched" | "switch_failed" if record["ticket"] in decisions:
-                decisions[record["ticket"]]["outcome"] = record
-            case "hurried" if record["switch"]["ticket"] in decisions:
-                decisions[record["switch"]["ticket"]]["hurried"] = True
-            case _:
-                events.append(record)
-    return events
-
-
 def _line(event: Mapping[str, Any]) -> str:
     when = datetime.fromisoformat(event["at"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    return f"{when}  {_words(event)}"
+    return f"{when}  {in_words(event)}"
 
 
-def _words(event: Mapping[str, Any]) -> str:
+def in_words(event: Mapping[str, Any]) -> str:
+    """What a record of the journal tells, a decision with its outcome; without the time."""
     match event["event"]:
         case "decision":
             hurried = ", hurried because usage turned critical" if event["hurried"] else ""

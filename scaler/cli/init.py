@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from scaler import __version__, paths
 from scaler.cli import EXIT_NO, EXIT_OK, Command
+from scaler.cli.progress import working
 from scaler.errors import ConfigError, MissingExtra, ScalerError, SensorFailed
 from scaler.proposal import RUNTIMES
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from scaler.readings import Usage
     from scaler.tiers import Tier
 
-CLEAR_LINE = "\r\x1b[K"
 HOW_TO_GET_MODELS = """\
 Nothing was written: the demo ladder applies, or the configuration that you have.
 To get models of your own, one of these, and then `scaler init` again:
@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     text = None
     if proposal.levels:
-        text = configuration(proposal, detection.tier.name, detection.reasons[:1], __version__)
+        text = configuration(proposal, detection.tier.name, detection.reasons[:1], __version__, _schema())
         _check(text, detection.tier)
     install = missing.get(proposal.runtime or "")
     if args.json:
@@ -129,19 +129,13 @@ def _look(args: argparse.Namespace) -> Sequence[Source]:
         raise ConfigError("--only: there is nothing to look at; name places with --url or --models")
     named = [places.named(url, args.key_env) for url in args.url]
     folders = [gguf_files.Folder(path.expanduser(), named=True) for path in args.models]
-    watched = sys.stderr.isatty()
-    if watched:
-        print("looking what runs here ...", end="", file=sys.stderr, flush=True)
-    try:
+    with working("looking what runs here ..."):
         if args.only:
             return search(places.merged(named), folders)
         return search(
             places.merged(named, places.listening(), places.usual(os.environ)),
             [*folders, *gguf_files.usual(os.environ)],
         )
-    finally:
-        if watched:
-            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
 
 
 def _usage(sources: Sequence[Source]) -> dict[str, Usage]:
@@ -185,6 +179,15 @@ def _check(text: str, tier: Tier) -> None:
         file = Path(folder, "proposed.yaml")
         file.write_text(text, "utf-8")
         load_settings(file).policy_on(tier)
+
+
+def _schema() -> str:
+    """Where an editor finds the schema of what is written.
+
+    An address of a file, for the schema is the installed package's, and so of the very version that reads the file: a
+    copy beside it would grow stale, one on the web would want the network. A path would break at its first space.
+    """
+    return (paths.shipped_config() / "scaler.schema.json").absolute().as_uri()
 
 
 def _usual() -> Path:
@@ -248,4 +251,11 @@ def _write(path: Path, text: str) -> Path | None:
     return kept
 
 
-COMMAND = Command("init", "propose a ladder of the models that are here, and write it", _add_arguments, _run)
+COMMAND = Command(
+    "init",
+    "propose a ladder of the models that are here, and write it",
+    _add_arguments,
+    _run,
+    yes="written or printed",
+    no="nothing was written or printed",
+)

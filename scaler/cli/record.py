@@ -129,5 +129,10 @@ def keep(recorder: Recorder, event: MonitorEvent) -> None:
 
 
 COMMAND = Command(
-    "record", "keep this machine's readings without running a model, for replay and tune", _add_arguments, _run
+    "record",
+    "keep this machine's readings without running a model, for replay and tune",
+    _add_arguments,
+    _run,
+    yes="recorded",
+    no="a daemon records already",
 )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
+from scaler.cli.progress import bar, clear, watched
 from scaler.cli.words import span
 from scaler.errors import ConfigError, RecordingError
 from scaler.levels import GIB, Ladder
@@ -113,40 +112,11 @@ def recorded(args: argparse.Namespace) -> Recorded:
 
 def shown(recording: Recording, doing: str) -> Iterator[Reading]:
     """Pass readings on, and tell on a terminal how far it is."""
-    terminal = sys.stderr.isatty()
+    terminal = watched()
     drawn_s = began_s = time.monotonic()
     for number, reading in enumerate(recording):
         if terminal and number % 1024 == 0 and time.monotonic() - drawn_s > REDRAW_S:
             drawn_s = time.monotonic()
             bar(doing, recording.progress(), drawn_s - began_s)
         yield reading
-    if terminal:
-        clear()
-
-
-@contextmanager
-def working(what: str) -> Iterator[None]:
-    """Tell on a terminal what takes a while, for as long as it does."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    print(what, end="", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        clear()
-
-
-def clear() -> None:
-    """Take the last line away again."""
-    print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def bar(doing: str, share: float, passed_s: float) -> None:
-    """Draw one line over the last one: what is done, how far it is, and how long it will take."""
-    width = 30
-    full = int(width * share)
-    left = f"{passed_s * (1 - share) / share:.0f} s left" if share > 0.02 else ""
-    print(
-        f"\r{doing} {'█' * full}{'░' * (width - full)} {share:4.0%} {left}\x1b[K", end="", file=sys.stderr, flush=True
-    )
+    clear()

@@ -45,5 +45,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "reload", "have the daemon read its configuration anew, without dropping a request", _add_arguments, _run
+    "reload",
+    "have the daemon read its configuration anew, without dropping a request",
+    _add_arguments,
+    _run,
+    asks=True,
 )

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from scaler.cli import EXIT_OK, Command
-from scaler.cli.recorded import Recorded, add_arguments, recorded, working
+from scaler.cli.progress import working
+from scaler.cli.recorded import Recorded, add_arguments, recorded
 from scaler.cli.words import duration, percent
 from scaler.errors import ConfigError
 from scaler.levels import GIB, OFF

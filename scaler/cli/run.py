@@ -12,16 +12,17 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from scaler import __version__, paths
+from scaler import __version__, extras, paths
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.daemon import daemon
 from scaler.cli.record import Recording
 from scaler.cli.words import duration, gib, reconfigured
-from scaler.errors import ConfigError, MissingExtra, ScalerError
+from scaler.errors import ConfigError, ScalerError
 from scaler.events import (
     Advised,
     DecisionMade,
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from scaler.serving.app import Endpoint
     from scaler.settings import NoticesSettings
 
+UNSAID = ("opentelemetry.exporter", "opentelemetry.trace", "opentelemetry.util")
+"""What is not logged of traces: that no receiver is there, which the library says again and again and scaler once; a
+client's wrong ``tracestate``, with which anyone could fill the log; the headers for a receiver, which hold its key.
+"""
 LEAVES_GARBAGE = (SwitchDone, SwitchFailed, ModelDied)
 """With a model, its process, its connections and the answers that it broke off go, which refer to each other."""
 HINTS = (
@@ -50,23 +55,22 @@ HINTS = (
     ("explain", "why this level, and what the larger ones lack"),
     ("advise", "what would make room for a larger level"),
     ("status", "how the machine stands"),
+    *([("top", "the same live, with keys to pin a level")] if find_spec("textual") else []),
 )
 """What to try next, and what it is for."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration other than your own")
-    parser.add_argument("--host", help="listen on this address; one that other machines reach needs a token")
-    parser.add_argument("--port", type=int, help="listen on this port; 0 takes a free one")
+    parser.add_argument(
+        "--host", metavar="ADDRESS", help="listen on this address; one that other machines reach needs a token"
+    )
+    parser.add_argument("--port", type=int, metavar="N", help="listen on this port; 0 takes a free one")
 
 
 def _run(args: argparse.Namespace) -> int:
-    try:
+    with extras.importing("server", "llama"):
         from scaler.serving.app import Endpoint
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            f"{error.name} is not installed; install it with: pip install 'capability-scaler[server,llama]'"
-        ) from error
     from scaler.manager import ModelManager
     from scaler.supervision import Supervisor
 
@@ -105,6 +109,8 @@ def _run(args: argparse.Namespace) -> int:
         for told in _admission(endpoint, args.host or server.host):
             _line(told)
         _line(f"journal   {manager.journal.path}")
+        if endpoint.traces:
+            _line("traces    to the receiver that OpenTelemetry's environment variables name")
         if places := _places(manager.settings.notices):
             _line(f"notices   {', '.join(places)}")
         if (known := manager.remembered) is not None:
@@ -172,6 +178,7 @@ def _log_in_lines() -> None:
     """Warnings go to stderr, a line each whatever a request put into them."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
+    handler.addFilter(lambda record: not record.name.startswith(UNSAID))
     handler.setFormatter(OneLine())
     logging.getLogger().addHandler(handler)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scaler import paths
 from scaler.cli import EXIT_OK, Command
+from scaler.errors import ConfigError
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,10 +18,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    text = (paths.shipped_config() / "scaler.service").read_text("utf-8")
-    command = [*_program(), "run", *(("--config", str(args.config.absolute())) if args.config else ())]
-    print(re.sub(r"(?m)^ExecStart=.*$", lambda _: f"ExecStart={' '.join(map(_quoted, command))}", text), end="")
+    if args.config is not None and not args.config.is_file():
+        # systemd would start it again and again, with nobody there to read why it ends.
+        raise ConfigError(f"--config: {args.config}: no such file; `scaler init --output {args.config}` writes one")
+    print(unit(args.config), end="")
     return EXIT_OK
+
+
+def unit(config: Path | None = None) -> str:
+    """The unit that starts this very scaler, with ``config`` if one is given."""
+    text = (paths.shipped_config() / "scaler.service").read_text("utf-8")
+    command = [*_program(), "run", *(("--config", str(config.absolute())) if config else ())]
+    return re.sub(r"(?m)^ExecStart=.*$", lambda _: f"ExecStart={' '.join(map(_quoted, command))}", text)
 
 
 def _program() -> list[str]:

@@ -89,4 +89,12 @@ def _incidents(incidents: dict[str, int]) -> str:
     return ", ".join(f"{kind}: {count}" for kind, count in incidents.items())
 
 
-COMMAND = Command("status", "what serves now (exit code 1: nothing), and how the machine stands", _add_arguments, _run)
+COMMAND = Command(
+    "status",
+    "what serves now, and how the machine stands",
+    _add_arguments,
+    _run,
+    yes="a level serves",
+    no="nothing serves",
+    asks=True,
+)

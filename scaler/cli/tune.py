@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +15,8 @@ from typing import Any
 
 from scaler import paths
 from scaler.cli import EXIT_NO, EXIT_OK, Command
-from scaler.cli.recorded import Recorded, add_arguments, bar, clear, recorded
+from scaler.cli.progress import bar, clear
+from scaler.cli.recorded import Recorded, add_arguments, recorded
 from scaler.cli.words import duration
 from scaler.errors import ConfigError, ScalerError
 from scaler.levels import Ladder
@@ -178,20 +178,17 @@ def _plays(pool: ProcessPoolExecutor, part: Part, ladder: Ladder, policies: Sequ
 def _tune(given: Recorded, pool: ProcessPoolExecutor, searched: Part, held_back: Part, searched_s: float) -> Tried:
     expected = 1 + PASSES * sum(len(values) - 1 for values in SEARCHED.values())
     began_s, done = time.monotonic(), 0
-    terminal = sys.stderr.isatty()
 
     def tell(policies: Sequence[Policy]) -> list[Outcome]:
         nonlocal done
         outcomes = _plays(pool, searched, given.ladder, policies)
         done += len(policies)
-        if terminal:
-            # A last pass that changes nothing ends the search before.
-            bar("searching", min(0.99, done / expected), time.monotonic() - began_s)
+        # A last pass that changes nothing ends the search before.
+        bar("searching", min(0.99, done / expected), time.monotonic() - began_s)
         return outcomes
 
     found = search(given.policy, tell, fixed=given.parts.settings.policy)
-    if terminal:
-        clear()
+    clear()
     before, after = _plays(pool, held_back, given.ladder, [given.policy, found.policy])
     judged = gain(before, after)
     changed = found.policy != given.policy
@@ -291,4 +288,11 @@ def _yaml(given: Recorded, tried: Tried) -> str:
     return "\n".join(lines) + "\n"
 
 
-COMMAND = Command("tune", "better parameters for this machine, found and judged on its recording", _add_arguments, _run)
+COMMAND = Command(
+    "tune",
+    "better parameters for this machine, found and judged on its recording",
+    _add_arguments,
+    _run,
+    yes="recommended",
+    no="there is nothing to recommend",
+)

@@ -15,7 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaler.errors import MissingExtra, ScalerError
+from scaler import extras
+from scaler.errors import ScalerError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,12 +73,8 @@ def make_demo_models(folder: Path, progress: Callable[[str, float], None]) -> li
     Each appears under its name only when it is whole. Raises MissingExtra, and ScalerError when the folder
     cannot be written or the disk is too full.
     """
-    try:
+    with extras.importing("llama"):
         import gguf  # noqa: F401  # only to say early, and clearly, that it is missing
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            f"{error.name} is not installed; install it with: pip install 'capability-scaler[llama]'"
-        ) from error
     models = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

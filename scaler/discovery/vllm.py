@@ -20,6 +20,7 @@ from scaler.levels import gpu_resource
 from scaler.runtimes.listeners import listener
 from scaler.sensors.gpu import GpuSensor, held_by_processes
 from scaler.sensors.processes import process_tree
+from scaler.sensors.watch import within
 
 RUNTIME = "vllm"
 CANNOT_SLEEP = (
@@ -29,6 +30,8 @@ CANNOT_SLEEP = (
 SHARE = re.compile(r"--gpu[-_]memory[-_]utilization[= ](0?\.\d+|1(?:\.0*)?)(?= |$)")
 DEFAULT_SHARE = 0.92
 """What vLLM takes of a GPU unless told otherwise; 0.9 in older versions. Source: vllm/config/cache.py."""
+GPUS_S = 2.0
+"""So long a driver may take to tell of its GPUs: one that hangs is as good as none."""
 UNSEEN = (
     "how much GPU memory it takes cannot be seen from here, as of one in a container; write its level by hand, with "
     "vram_gib"
@@ -77,9 +80,9 @@ def _held(port: int, *, asleep: bool) -> dict[int, int]:
         return {}
     tree = process_tree(lambda: (pid,)).pids()
     try:
-        every = held_by_processes()
-        gpus = GpuSensor(process_tree(lambda: ())).read() or ()
-    except SensorFailed:
+        every = within(GPUS_S, held_by_processes)
+        gpus = within(GPUS_S, GpuSensor(process_tree(lambda: ())).read) or ()
+    except (SensorFailed, TimeoutError):
         return {}
     sums = {resource: sum(size for one, size in held.items() if one in tree) for resource, held in every.items()}
     # One that sleeps keeps a little, which tells where it is.

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from scaler.errors import MissingExtra
+from scaler import extras
 from scaler.levels import OFF
 from scaler.notices import Notice
 
@@ -31,10 +30,7 @@ class Desktop:
 
     def __init__(self) -> None:
         """Raises MissingExtra when the library is not installed."""
-        if find_spec("desktop_notifier") is None:
-            raise MissingExtra(
-                "desktop_notifier is not installed; install it with: pip install 'capability-scaler[desktop]'"
-            )
+        extras.require("desktop", "desktop_notifier")
         self._notifier: DesktopNotifier | None = None
         self._said = False
 

@@ -11,11 +11,10 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from http import HTTPStatus
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from scaler.errors import MissingExtra
+from scaler import extras
 from scaler.notices import Notice
 
 if TYPE_CHECKING:
@@ -41,8 +40,7 @@ class Webhook:
         chance: Callable[[], float] = random.random,
     ) -> None:
         """``sleep`` waits so many seconds, ``chance`` is 0..1. Raises MissingExtra without an HTTP client."""
-        if find_spec("aiohttp") is None:
-            raise MissingExtra("aiohttp is not installed; install it with: pip install 'capability-scaler[server]'")
+        extras.require("server", "aiohttp")
         self.name = f"webhook {urlsplit(url).hostname}"
         self._url, self._sleep, self._chance = url, sleep, chance
         self._session: aiohttp.ClientSession | None = None

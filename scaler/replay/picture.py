@@ -8,11 +8,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from scaler.errors import MissingExtra, ScalerError
+from scaler import extras
+from scaler.errors import ScalerError
 from scaler.levels import GIB, OFF
 from scaler.policy import Policy
 from scaler.replay.closed_loop import Step
@@ -31,8 +31,7 @@ OTHER, OWN, LIMIT, CRITICAL, NONE = "#9aa5b1", "#0072b2", "#e69f00", "#d55e00", 
 
 def require() -> None:
     """Raises MissingExtra when the drawing library is not installed."""
-    if find_spec("matplotlib") is None:
-        raise MissingExtra("matplotlib is not installed; install it with: pip install 'capability-scaler[plots]'")
+    extras.require("plots", "matplotlib")
 
 
 class Trail:

@@ -51,7 +51,7 @@ class Bounds:
         Where a memory limit is wanted, this process moves into a control group below its own.
         """
         lacking = []
-        if self._oom_score_adj is not None and (why := _unwritable(OOM_SCORE_ADJ)) is not None:
+        if self._oom_score_adj is not None and (why := unwritable(OOM_SCORE_ADJ)) is not None:
             self._oom_score_adj = None
             lacking.append(f"processes.oom_score_adj has no effect: {OOM_SCORE_ADJ}: {why}")
         if self._settings.memory_limit_share is not None:
@@ -75,7 +75,7 @@ class Bounds:
         return Bound(self._settings.nice, self._oom_score_adj, cgroup)
 
 
-def _unwritable(path: Path) -> str | None:
+def unwritable(path: Path) -> str | None:
     """Why a file of the kernel cannot be written, found out by writing what stands there; None if it can."""
     try:
         path.write_text(path.read_text())

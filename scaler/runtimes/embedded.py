@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
+from scaler import extras
 from scaler.descriptions import Description
-from scaler.errors import LevelUnavailable, MissingExtra, RequestRejected
+from scaler.errors import LevelUnavailable, RequestRejected
 from scaler.level_settings import EmbeddedLevel
 from scaler.levels import GIB, RAM, Saving
 from scaler.runtimes import gguf_savings
@@ -66,11 +66,7 @@ class EmbeddedRuntime:
 
     def require(self) -> None:
         """Raises MissingExtra when llama.cpp or the HTTP client is not installed."""
-        for module in ("xllamacpp", "aiohttp", "orjson"):
-            if find_spec(module) is None:
-                raise MissingExtra(
-                    f"{module} is not installed; install it with: pip install 'capability-scaler[llama]'"
-                )
+        extras.require("llama", "xllamacpp", "aiohttp", "orjson")
 
     async def load(self, settings: EmbeddedLevel, progress: Callable[[float], None]) -> EmbeddedModel:
         """Start a child, wait until it serves. Raises LevelUnavailable, MissingExtra."""

@@ -55,11 +55,8 @@ class ModelCgroups:
         leaf = f"{OURS}{os.getpid()}"
         if own.name == leaf:
             return cls(own.parent)
-        if own.suffix in OF_SYSTEMD and not _handed_over(own):
-            raise NotPermitted(f"{own}: systemd has not handed it over; that takes Delegate=yes, and systemd 251")
+        _check_shareable(own)
         _remove_leftovers(own, proc)
-        if "memory" not in _read(own / "cgroup.controllers").split():
-            raise NotPermitted(f"{own}: memory is not among the controllers that were handed down to it")
         moved = False
         try:
             (own / leaf).mkdir(exist_ok=True)
@@ -142,6 +139,22 @@ class ModelCgroup:
                 _write(self.path / "cgroup.kill", 1)
             return False
         return True
+
+
+def shareable(proc: Path = Path("/proc")) -> Path:
+    """The group that this process is in, if it may share it out, as far as looking tells; raises NotPermitted."""
+    own = _own_group(proc)
+    _check_shareable(own)
+    if not os.access(own, os.W_OK):
+        raise NotPermitted(f"{own}: it is not ours to write to")
+    return own
+
+
+def _check_shareable(own: Path) -> None:
+    if own.suffix in OF_SYSTEMD and not _handed_over(own):
+        raise NotPermitted(f"{own}: systemd has not handed it over; that takes Delegate=yes, and systemd 251")
+    if "memory" not in _read(own / "cgroup.controllers").split():
+        raise NotPermitted(f"{own}: memory is not among the controllers that were handed down to it")
 
 
 _COUNTERS = (("memory.events.local", "oom"), ("memory.events", "oom_kill"))

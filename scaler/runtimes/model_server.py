@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from typing import TYPE_CHECKING, Any, Protocol
 
 from scaler.errors import LevelUnavailable, NeverAsked, RequestRejected
+from scaler.passed_on import passed_on
 from scaler.runtimes.event_stream import EventStream
 
 if TYPE_CHECKING:
@@ -178,7 +179,9 @@ class ModelServer:
         async with self._slots:
             await self._check_open()
             try:
-                async with self._session.post(f"{self._base}{path}", data=body, headers=JSON) as response:
+                # Here and not with the session: what goes with a request is another for each.
+                headers = {**JSON, **passed_on()}
+                async with self._session.post(f"{self._base}{path}", data=body, headers=headers) as response:
                     if response.status != 200:
                         raise await self._refusal(response)
                     what = "the model ended in the middle of the answer"

@@ -14,9 +14,9 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from scaler import extras
 from scaler.descriptions import EVERYTHING, Description
 from scaler.errors import LevelUnavailable, MissingExtra
 from scaler.level_settings import OllamaLevel, listed
@@ -56,11 +56,7 @@ class OllamaRuntime:
 
     def require(self) -> None:
         """Raises MissingExtra when Ollama's client or the HTTP client is not installed."""
-        for module in ("ollama", "aiohttp", "orjson"):
-            if find_spec(module) is None:
-                raise MissingExtra(
-                    f"{module} is not installed; install it with: pip install 'capability-scaler[ollama]'"
-                )
+        extras.require("ollama", "ollama", "aiohttp", "orjson")
 
     def footprint(self, settings: OllamaLevel) -> Mapping[str, int]:
         """As declared, as Ollama says where it holds the model so, or estimated from what it says of it.

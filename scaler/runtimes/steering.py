@@ -11,12 +11,12 @@ import os
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from scaler.errors import LevelUnavailable, MissingExtra
+from scaler import extras
+from scaler.errors import LevelUnavailable
 from scaler.level_settings import ServedLevel
 from scaler.runtimes.model_server import why_unconnected
 
@@ -167,9 +167,7 @@ def authorization(settings: ServedLevel) -> dict[str, str]:
 
 def require_client() -> None:
     """Raises MissingExtra when the HTTP client is not installed."""
-    for module in ("aiohttp", "orjson"):
-        if find_spec(module) is None:
-            raise MissingExtra(f"{module} is not installed; install it with: pip install 'capability-scaler[server]'")
+    extras.require("server", "aiohttp", "orjson")
 
 
 def at_once(asking: Coroutine[Any, Any, T]) -> T:

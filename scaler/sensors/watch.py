@@ -8,14 +8,40 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from scaler.errors import ScalerError
 from scaler.sensors import Sensor
+
+T = TypeVar("T")
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What ``call`` returns, in a thread of its own; raises what it raises, and TimeoutError after so many seconds.
+
+    A call that hangs goes on in its thread, which keeps nothing from ending.
+    """
+    answer = Future[T]()
+
+    def work() -> None:
+        try:
+            value = call()
+        except BaseException as error:  # noqa: BLE001  # not swallowed: whoever waits gets it
+            answer.set_exception(error)
+        else:
+            answer.set_result(value)
+
+    threading.Thread(target=work, name="scaler-within", daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError as error:
+        if answer.done():
+            raise
+        raise TimeoutError(f"no answer within {seconds:g} s") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class Answers:
         self, request: web.Request, asked: Mapping[str, Any], level: str | None, form: Form, *, streamed: bool
     ) -> web.StreamResponse:
         """Answer what was ``asked`` (OpenAI's chat or completion), whole or streamed."""
-        parts = self._manager.answer(asked, level=level, streamed=streamed)
+        parts = self._manager.answer(asked, level=level, streamed=streamed, headers=request.headers)
         try:
             if streamed:
                 return await _stream(request, parts, form)

@@ -18,12 +18,16 @@ from scaler.serving.control_routes import Control
 from scaler.serving.door import Door, is_loopback
 from scaler.serving.embeddings import EmbeddingsRoute
 from scaler.serving.events import Events
+from scaler.serving.history_routes import History
+from scaler.serving.metrics import Metrics
 from scaler.serving.ollama import Ollama
 from scaler.serving.openai import OpenAI
+from scaler.serving.page import OPEN, Page
 from scaler.serving.refusals import in_the_dialect
 from scaler.serving.responses import Responses
 from scaler.serving.tls import server_context
 from scaler.settings import EVERYWHERE
+from scaler.tracing import tracing
 
 MAX_BODY_BYTES = 32 * 1024**2
 """The largest request: a long conversation with a picture or two."""
@@ -45,7 +49,7 @@ class Endpoint:
         """Whom it answers is as the manager's settings say, and the environment.
 
         Raises ConfigError for an address that other machines reach where there is no token, and for a token or a
-        certificate that cannot be used.
+        certificate that cannot be used; MissingExtra where the environment asks for traces that cannot be made.
         """
         settings = manager.settings.server
         self.token = access_token.found(settings.token_file)
@@ -59,6 +63,8 @@ class Endpoint:
         self._tls = None if settings.tls is None else server_context(settings.tls.certificate, settings.tls.key)
         self._settings = settings
         self._manager, self._host, self._port = manager, host, port
+        self._tracing = tracing(manager, os.environ)
+        self._page = Page()
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
 
@@ -72,6 +78,11 @@ class Endpoint:
         return f"{'http' if self._tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
 
     @property
+    def traces(self) -> bool:
+        """Whether the environment asks for traces, and they are made."""
+        return self._tracing is not None
+
+    @property
     def encrypts(self) -> bool:
         """Whether it speaks TLS."""
         return self._tls is not None
@@ -82,7 +93,9 @@ class Endpoint:
 
     async def _start(self) -> None:
         allowed = self._settings
-        door = Door(self._host, hosts=allowed.allow_hosts, origins=allowed.allow_origins, token=self.token)
+        door = Door(
+            self._host, hosts=allowed.allow_hosts, origins=allowed.allow_origins, token=self.token, open_to_all=OPEN
+        )
         app = web.Application(
             client_max_size=MAX_BODY_BYTES, middlewares=[in_the_dialect, counted, door.guarded, received]
         )
@@ -95,6 +108,11 @@ class Endpoint:
         app.add_routes(Control(self._manager).routes())
         app.add_routes([openapi.route(token=self.token is not None)])
         Events(self._manager.scaler, self._manager.notices).add_to(app)
+        Metrics(self._manager).add_to(app)
+        if self._tracing is not None:
+            app.cleanup_ctx.append(self._tracing.lasting)
+        History(self._manager).add_to(app)
+        app.add_routes(self._page.routes())
         # A client that hangs up cancels its handler, and with it the generation that nobody reads any more.
         runner = web.AppRunner(
             app,
@@ -131,6 +149,8 @@ class Endpoint:
         runner, self._runner = self._runner, None
         if runner is not None and self._manager.effects.running:
             self._manager.effects.call(self._stop(runner))
+        if self._tracing is not None:
+            self._tracing.close()
 
     async def _stop(self, runner: web.AppRunner) -> None:
         if self._server is not None:

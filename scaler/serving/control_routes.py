@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
+from scaler import __version__
 from scaler.errors import ConfigError, PinRefused, RequestRejected, ScalerError
 from scaler.manager import ModelManager
 from scaler.report import advice_report, preflight_report, reload_report, status_report
@@ -43,7 +44,7 @@ class Control:
         manager = self._manager
         report = status_report(manager.scaler.status(), manager.scaler.analyze_resource_trends())
         report |= {"answering": manager.answering, "waiting": manager.waiting, "loading": dict(manager.progress)}
-        report["not_permitted"] = manager.not_permitted
+        report |= {"not_permitted": manager.not_permitted, "version": __version__, "file": manager.settings.file}
         return web.json_response(report)
 
     async def check(self, _: web.Request) -> web.Response:

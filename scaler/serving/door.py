@@ -33,15 +33,17 @@ class Door:
         hosts: Collection[str] = (),
         origins: Collection[str] = (),
         token: AccessToken | None = None,
+        open_to_all: Collection[str] = (),
     ) -> None:
         """``bound`` is the address that is listened on, ``hosts`` more names that lead here, ``origins`` the pages and
-        programs in browsers that may ask; ``scheme://*`` stands for all of that scheme.
+        programs in browsers that may ask; ``scheme://*`` stands for all of that scheme. ``open_to_all``: the routes
+        that may be got without the token, for there is nothing of this machine in them.
         """
         self._hosts = {"localhost", bound.lower(), *(host.lower() for host in hosts)}
         if not is_loopback(bound):
             own = socket.gethostname().lower()
             self._hosts |= {own, f"{own.partition('.')[0]}.local"}
-        self._origins, self._token = frozenset(origins), token
+        self._origins, self._token, self._open = frozenset(origins), token, frozenset(open_to_all)
 
     @web.middleware
     async def guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -55,13 +57,20 @@ class Door:
         ):
             # A browser asks before it sends the request, and brings no token yet.
             return web.Response(status=204, headers=_preflight(request))
-        if self._token is not None and not self._token.opens(request.headers.get("Authorization", "")):
+        if not self._opens(request):
             raise web.HTTPUnauthorized(
                 text="a token is needed: send 'Authorization: Bearer TOKEN', which clients call the API key; "
                 "scaler's own commands find it in $SCALER_TOKEN or server.token_file",
                 headers={"WWW-Authenticate": 'Bearer realm="scaler"'},
             )
         return await handler(request)
+
+    def _opens(self, request: web.Request) -> bool:
+        if self._token is None or self._token.opens(request.headers.get("Authorization", "")):
+            return True
+        # By the route that will answer, however its path was written.
+        resource = request.match_info.route.resource
+        return request.method == "GET" and resource is not None and resource.canonical in self._open
 
     async def sign(self, request: web.Request, response: web.StreamResponse) -> None:
         """Tell a browser that its page may read the response. For an application's ``on_response_prepare``."""

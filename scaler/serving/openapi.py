@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from scaler import __version__
+from scaler.serving.history_routes import DAYS, LAST_S
 
 PATH = "/openapi.json"
 
@@ -26,6 +27,12 @@ MODEL: Mapping[str, Any] = {"type": "string", "description": "auto, or a level's
 
 def _list(items: Mapping[str, Any], least: int = 0) -> dict[str, Any]:
     return {"type": "array", "items": items, **({"minItems": least} if least else {})}
+
+
+def _whole(bounds: tuple[int, int, int]) -> dict[str, Any]:
+    """A whole number: the least, what is taken for none, the most."""
+    least, usual, most = bounds
+    return {"type": "integer", "minimum": least, "maximum": most, "default": usual}
 
 
 def _any(*kinds: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,6 +144,8 @@ _ROUTES: Mapping[tuple[str, str], tuple[str, Mapping[str, Any] | None]] = {
     ("post", "/v1/embeddings"): ("texts to vectors", EMBEDDINGS),
     ("get", "/v1/models"): ("auto, the levels and the embedding model", None),
     ("get", "/v1/models/{model}"): ("one of them", None),
+    ("get", "/"): ("the page for people", None),
+    ("get", "/page/{name}"): ("a file that the page is made of", None),
     ("head", "/"): ("whether somebody is there", None),
     ("post", "/api/chat"): ("a chat as Ollama has it, as lines of JSON unless stream is false", OLLAMA_CHAT),
     ("post", "/api/generate"): ("a completion as Ollama has it", OLLAMA_GENERATE),
@@ -154,8 +163,16 @@ _ROUTES: Mapping[tuple[str, str], tuple[str, Mapping[str, Any] | None]] = {
     ("put", "/pin"): ("stay at a level", PIN),
     ("delete", "/pin"): ("let the machine decide again", None),
     ("post", "/reload"): ("read the configuration anew", None),
+    ("get", "/metrics"): ("figures in Prometheus' text format, or OpenMetrics where that is asked for", None),
     ("get", "/events"): ("what happens, as server-sent events; with readings=1 the readings too", None),
+    ("get", "/history"): ("readings and events of the last hours", None),
+    ("get", "/history/days"): ("how long each level answered on each of the last days, and what happened", None),
     ("get", PATH): ("this description", None),
+}
+_QUERIES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "/events": {"readings": TEXT},
+    "/history": {"last_s": _whole(LAST_S)},
+    "/history/days": {"days": _whole(DAYS)},
 }
 _ANSWERS = {
     "200": "the answer",
@@ -184,8 +201,10 @@ def description(*, token: bool) -> dict[str, Any]:
             operation["requestBody"] = {"content": {"application/json": {"schema": body}}}
         named = [part[1:-1] for part in path.split("/") if part.startswith("{")]
         parameters = [{"name": name, "in": "path", "required": True, "schema": TEXT} for name in named]
-        if path == "/events":
-            parameters.append({"name": "readings", "in": "query", "required": False, "schema": TEXT})
+        parameters += [
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in _QUERIES.get(path, {}).items()
+        ]
         if parameters:
             operation["parameters"] = parameters
         paths.setdefault(path, {})[method] = operation

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scaler.cli import history
+from scaler import past
 from scaler.journal import Journal, read
 
 RECORDS = [
@@ -36,7 +36,7 @@ def test_a_journal_torn_at_any_byte_loses_that_record_and_no_other(
         complete = size == len(third) or (size == len(third) - 1 and not tail)
         there = RECORDS if complete else RECORDS[:2]
         assert list(read(path)) == there
-        assert list(history._records(path)) == there
+        assert list(past.records(path)) == there
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             journal = Journal(path)

@@ -24,11 +24,12 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 MACHINE = {RAM: Usage(32 * GIB, 0, 3 * GIB)}
 WITH_GPUS = {**MACHINE, "gpu0": Usage(8 * GIB, 0, GIB), "gpu1": Usage(24 * GIB, 0, GIB)}
 WIDEST = 120
+SCHEMA = "file:///opt/scaler/config/scaler.schema.json"
 
 
 def written(proposal: Proposal) -> str:
     """Its configuration."""
-    return configuration(proposal, "mid_range", ("16 GiB of RAM, 4 cores, no GPU memory",), "1.2.3")
+    return configuration(proposal, "mid_range", ("16 GiB of RAM, 4 cores, no GPU memory",), "1.2.3", SCHEMA)
 
 
 def loaded(text: str) -> Settings:

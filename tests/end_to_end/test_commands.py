@@ -73,7 +73,7 @@ def test_a_person_starts_it_talks_to_it_and_understands_it(daemon: Daemon, tmp_p
     check = daemon.ask("check")
     assert check.returncode == 0
     assert "answered now" in check.stdout
-    assert daemon.ask("pin", "small").returncode == 0
+    assert json.loads(daemon.ask("pin", "small", "--json").stdout) == {"pinned": "small"}
     daemon.wait_for("small serves now")
     assert "small" in daemon.ask("chat", "Who are you?").stdout
     assert daemon.ask("pin", "--release").returncode == 0

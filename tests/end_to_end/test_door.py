@@ -86,7 +86,16 @@ def status(url: str, path: str, headers: dict[str, str] | None = None, **besides
 def test_without_the_token_nothing_is_answered_in_either_dialect(serving: Running, token_file: Path) -> None:
     """Not the state, not the models, not the health: each in the form that its clients understand."""
     with serving(server={"token_file": str(token_file)}) as (url, _, _):
-        for path in ("/status", "/v1/models", "/healthz", "/events", "/openapi.json", "/nowhere", "/api/tags", "/"):
+        for path in (
+            "/status",
+            "/v1/models",
+            "/healthz",
+            "/events",
+            "/openapi.json",
+            "/nowhere",
+            "/api/tags",
+            "/history",
+        ):
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
                 with asked(url, path, headers) as answer:
                     assert (answer.status, answer.getheader("WWW-Authenticate")) == (401, 'Bearer realm="scaler"')
@@ -94,6 +103,9 @@ def test_without_the_token_nothing_is_answered_in_either_dialect(serving: Runnin
                     message = error if path.startswith("/api") else error["message"]
                     assert "Authorization: Bearer" in message
                     assert TOKEN not in message
+        # The page has nothing of this machine in it; what it asks for has.
+        assert status(url, "/") == 200
+        assert status(url, "/", method="HEAD") == status(url, "/", method="POST", body=b"") == 401
         assert status(url, "/status", BEARER) == 200
         assert status(url, "/api/tags", {"Authorization": f"bearer {TOKEN}"}) == 200
         assert status(url, "/status", {"Authorization": "Bearer \xff\xfe"}) == 401

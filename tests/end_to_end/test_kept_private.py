@@ -37,6 +37,8 @@ SECRETS = {
     "what a person said": "prompt-that-nobody-may-see",
     "a wrong token": "wrong-token-that-nobody-may-see",
     "another header": "cookie-that-nobody-may-see",
+    "key of a receiver of traces": "otlp-key-that-nobody-may-see",
+    "trace of a client": "tracestate-that-nobody-may-see",
 }
 FORGED = "\n12:00:00  large → off: forged\x1b[2J\r\u2028forged\u202e"
 
@@ -95,6 +97,14 @@ class Run:
 
 
 @pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver of traces that is not there, with a key both where some want it and where it is written wrongly."""
+    key = SECRETS["key of a receiver of traces"]
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:9/{key}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"Authorization: Bearer {key}")
+
+
+@pytest.fixture
 def run(configure: Callable[..., Path], tmp_path: Path) -> Iterator[Run]:
     token = tmp_path / "token"
     token.write_text(TOKEN)
@@ -121,11 +131,14 @@ def run(configure: Callable[..., Path], tmp_path: Path) -> Iterator[Run]:
     one.end()
 
 
+@pytest.mark.usefixtures("traced")
 def test_whatever_it_writes_is_its_owners_and_holds_no_secret(run: Run, tmp_path: Path) -> None:
     """Files, folders, logs, what commands print, what errors say."""
     talk = {"messages": [{"role": "user", "content": SECRETS["what a person said"]}], "max_tokens": 2}
     run.until("far could not be loaded")
-    told = [run.post("/v1/chat/completions", {**talk, "model": "small"}, Cookie=SECRETS["another header"])[1]]
+    traced = {"traceparent": f"00-{'1' * 32}-{'1' * 16}-01", "tracestate": SECRETS["trace of a client"]}
+    headers = {"Cookie": SECRETS["another header"], **traced}
+    told = [run.post("/v1/chat/completions", {**talk, "model": "small"}, **headers)[1]]
     wrong: list[dict[str, Any]] = [{"model": "far"}, {"n": "x"}, {"response_format": {"type": "json_schema"}}]
     told += [run.post("/v1/chat/completions", {**talk, **more})[1] for more in wrong]
     refused = run.post("/v1/chat/completions", talk, Authorization=f"Bearer {SECRETS['a wrong token']}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Coroutine, Iterator
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -118,7 +118,6 @@ def test_without_a_session_it_is_said_and_no_error(
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is started."""
-    absent = "desktop_notifier"
-    monkeypatch.setattr("scaler.notify.desktop.find_spec", lambda name: None if name == absent else find_spec(name))
+    monkeypatch.setitem(sys.modules, "desktop_notifier", None)
     with pytest.raises(MissingExtra, match=r"pip install 'capability-scaler\[desktop\]'"):
         Desktop()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -161,6 +161,6 @@ def test_nobody_there_is_no_error_of_ours(url: str, waits: int, words: str, capl
 
 def test_without_an_http_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is started."""
-    monkeypatch.setattr("scaler.notify.webhook.find_spec", lambda name: None if name == "aiohttp" else find_spec(name))
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(MissingExtra, match=r"pip install 'capability-scaler\[server\]'"):
         Webhook("http://127.0.0.1/")

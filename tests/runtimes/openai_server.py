@@ -36,6 +36,8 @@ class OpenAIServer:
         self.raw: bytes | None = None
         """What it answers to everything instead."""
         self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        """Of the requests."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="OpenAI's API")
         self._runner: web.AppRunner | None = None
@@ -107,6 +109,7 @@ class OpenAIServer:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()
         self.requests.append(asked)
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
         if foreign := sorted(set(asked) - TAKEN):
             return _error(400, f"Unrecognized request argument supplied: {', '.join(foreign)}")
         if asked["model"] not in self.models:

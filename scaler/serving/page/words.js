@@ -1,0 +1,82 @@
+// Figures as people read them, in the same words as scaler's commands; and elements whose text is only ever text.
+
+const GIB = 1024 ** 3;
+
+export function gib(size) {
+  if (size === null || size === undefined) return "unknown";
+  return Math.abs(size) < GIB / 10 ? `${Math.round(size / 1024 ** 2)} MiB` : `${(size / GIB).toFixed(2)} GiB`;
+}
+
+export function percent(ratio) {
+  return ratio === null || ratio === undefined ? "unknown" : `${(100 * ratio).toFixed(1)} %`;
+}
+
+export function duration(seconds) {
+  if (seconds < 100) return `${Math.round(seconds)} s`;
+  return seconds < 6000 ? `${(seconds / 60).toFixed(1)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}
+
+export function countdown(seconds) {
+  const left = Math.max(0, Math.ceil(seconds));
+  const pair = (number) => String(number).padStart(2, "0");
+  const hours = Math.floor(left / 3600);
+  const minutes = Math.floor(left / 60) % 60;
+  return hours ? `${hours}:${pair(minutes)}:${pair(left % 60)}` : `${minutes}:${pair(left % 60)}`;
+}
+
+// Of the person's own clock, always with 24 hours: the journal and the commands have it so.
+export function clock(wallS, seconds = true) {
+  const format = { hour: "2-digit", minute: "2-digit", hourCycle: "h23", ...(seconds ? { second: "2-digit" } : {}) };
+  return new Date(wallS * 1000).toLocaleTimeString("en-GB", format);
+}
+
+export function secondsOf(event) {
+  return Date.parse(event.at) / 1000;
+}
+
+// The value of an object that the daemon sent: a level may be called "constructor".
+export function of(object, key) {
+  return object && Object.hasOwn(object, key) ? object[key] : undefined;
+}
+
+export function make(name, { text, cls, colour, ...attributes } = {}, ...children) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  if (cls) made.className = cls;
+  if (colour) made.style.setProperty("--colour", colour);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+export function draw(name, attributes = {}, text) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key === "colour") made.style.setProperty("--colour", value);
+    else made.setAttribute(key, value);
+  }
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+export function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+// From --low for the smallest level to --high for the largest; "off" has its own.
+export function colourOf(level, levels) {
+  const place = levels.indexOf(level);
+  if (place < 0) return "var(--off)";
+  const share = levels.length < 2 ? 100 : Math.round((100 * place) / (levels.length - 1));
+  return `color-mix(in oklch, var(--high) ${share}%, var(--low))`;
+}
+
+// A decision's outcome, as `scaler history` says it.
+export function outcome(event) {
+  const end = event.outcome;
+  const hurried = event.hurried ? ", hurried because usage turned critical" : "";
+  if (!end) return `not finished${hurried}`;
+  if (end.event === "switch_failed") return `failed, ${end.still_serving} serves: ${end.reason}${hurried}`;
+  const loading = end.load_s === null ? "" : `, ${end.load_s.toFixed(2)} s of it loading`;
+  return `done after ${end.took_s.toFixed(2)} s${loading}${hurried}`;
+}

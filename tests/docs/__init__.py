@@ -1,0 +1,1 @@
+"""What the documentation shows is what there is: its blocks, links, generated pages and pictures."""

@@ -1,0 +1,317 @@
+"""The page at `/`, in a real browser, of a daemon that serves a real ladder."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import ConsoleMessage, Page, expect
+
+from scaler.manager import ModelManager
+from scaler.serving.app import Endpoint
+from tests.end_to_end.browser import CHROMIUM, chromium
+from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine, Watch
+from tests.end_to_end.test_ladder import settles_at
+
+Serving = Callable[..., Any]
+TOKEN = "correct-horse-battery-staple"
+HOSTILE = '<img src=x onerror="window.hurt=1">'
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+expect.set_options(timeout=PATIENCE_S * 1000)
+
+
+@dataclass
+class Seen:
+    """A page, with everywhere that it asked and everything that it complained of."""
+
+    page: Page
+    hosts: set[str] = field(default_factory=set)
+    complaints: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", self._said)
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+
+@pytest.fixture
+def seen(tmp_path: Path) -> Iterator[Seen]:
+    """A browser with one page, which must not ask anyone but the daemon, whatever it is told."""
+    with chromium(tmp_path / "profile") as context:
+        seen = Seen(context.pages[0])
+        yield seen
+        assert len(seen.hosts) == 1, seen.hosts
+
+
+def too_wide(page: Page) -> int:
+    """By how many pixels the page is wider than a small telephone."""
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.wait_for_function("document.querySelector('.stage svg').viewBox.baseVal.width < 340")
+    return int(page.evaluate("document.documentElement.scrollWidth")) - 360
+
+
+@needs_chromium
+def test_a_step_down_is_seen_as_it_happens(serving: Serving, machine: Machine, seen: Seen) -> None:
+    """The level, the reason, the mark in the picture, the suggestion: without a reload and without a complaint."""
+    page = seen.page
+    with serving() as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "large")
+        page.goto(url)
+        upgrade = page.locator(".next .big")
+        expect(page.locator("#level")).to_have_text("large")
+        expect(upgrade).to_contain_text("none")
+        expect(page.locator("#link")).to_have_text("live")
+        machine.other_bytes = 2900 * MIB
+        expect(page.locator("#level")).to_have_text("medium")
+        # What a screen reader says.
+        expect(page.get_by_role("status")).to_contain_text("medium answers now")
+        expect(page.locator("#why")).to_contain_text("Came from large at ")
+        expect(page.locator("#why")).to_contain_text("the limit is 80 %")
+        expect(upgrade).to_contain_text("large waits for room")
+        expect(page.locator("#lacking")).to_contain_text("to climb it must be at most")
+        expect(page.locator("#events b").first).to_have_text("large → medium")
+        expect(page.locator("#advice li, #advice .nothing").first).to_be_visible()
+        expect(page.get_by_role("img", name="RAM over time")).to_be_visible()
+        # Each decision is explained to a mouse and to the keyboard.
+        mark, tip = page.locator(".mark").last, page.locator(".tip")
+        expect(mark).to_have_accessible_name(re.compile("large to medium: usage at large is .*; done after"))
+        mark.hover()
+        expect(tip).to_contain_text("the limit is 80 %")
+        mark.focus()
+        page.keyboard.press("ArrowLeft")
+        expect(tip).to_contain_text("→ large")
+        page.keyboard.press("Escape")
+        expect(tip).to_be_hidden()
+        # And the picture has its table.
+        page.locator("#as-table summary").press("Enter")
+        expect(page.locator("#table-rows tr").first).to_contain_text("large → medium")
+        assert too_wide(page) <= 0
+        assert seen.complaints == []
+
+
+@needs_chromium
+def test_a_level_is_pinned_with_the_keyboard_alone(serving: Serving, seen: Seen) -> None:
+    """And unpinned; what cannot be is refused with the reason, in the daemon's words."""
+    page = seen.page
+    with serving() as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "large")
+        page.goto(url)
+        pin = page.get_by_role("button", name="Pin small")
+        expect(pin).to_be_visible()
+        focused = "document.activeElement.getAttribute('aria-label')"
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate(focused) == "Pin small":
+                break
+        page.keyboard.press("Enter")
+        expect(page.locator("#level")).to_have_text("small")
+        expect(page.locator("#ladder-note")).to_have_text("a person pinned small")
+        assert manager.scaler.status().pinned == "small"
+        # The button is the same one, and says what it does now.
+        assert page.evaluate(focused) == "Unpin small"
+        page.keyboard.press("Space")
+        expect(page.locator("#ladder-note")).to_have_text("the machine decides")
+        assert manager.scaler.status().pinned is None
+        assert seen.complaints == []
+
+
+@needs_chromium
+def test_what_cannot_be_pinned_is_refused_with_the_reason(serving: Serving, machine: Machine, seen: Seen) -> None:
+    """In the daemon's words."""
+    machine.other_bytes = 3200 * MIB
+    with serving() as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        seen.page.goto(url)
+        seen.page.get_by_role("button", name="Pin large").click()
+        expect(seen.page.locator("#pin-error")).to_contain_text("large")
+        assert manager.scaler.status().pinned is None
+    # A browser writes down what was refused.
+    assert [said for said in seen.complaints if "409" not in said and "ERR_" not in said] == []
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> str:
+    """A token, as a person makes one."""
+    path = tmp_path / "token"
+    path.write_text(TOKEN)
+    path.chmod(0o600)
+    return str(path)
+
+
+@contextmanager
+def daemon(running: Callable[..., Any], port: int = 0) -> Iterator[tuple[str, ModelManager, Watch]]:
+    with running() as (manager, watch):
+        endpoint = Endpoint(manager, "127.0.0.1", port)
+        endpoint.start()
+        try:
+            yield endpoint.url, manager, watch
+        finally:
+            endpoint.stop()
+
+
+@needs_chromium
+def test_it_says_that_the_daemon_is_gone_and_goes_on_with_the_next_one(
+    running: Callable[..., Any], machine: Machine, seen: Seen
+) -> None:
+    """A person leaves the page open for weeks; restarts are in them."""
+    page = seen.page
+    with daemon(running) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "large")
+        page.goto(url)
+        expect(page.locator("#level")).to_have_text("large")
+        known = page.locator("#events li").count()
+    expect(page.locator("#gone")).to_contain_text("The daemon does not answer. What is shown is of ")
+    expect(page.locator("#link")).to_have_text("gone")
+    expect(page.locator("#level")).to_have_text("large")
+    machine.other_bytes = 2500 * MIB
+    port = urlsplit(url).port
+    assert port is not None
+    with daemon(running, port) as (_, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "medium")
+        expect(page.locator("#link")).to_have_text("live")
+        expect(page.locator("#gone")).to_be_hidden()
+        expect(page.locator("#level")).to_have_text("medium")
+        # What happened before is still there, and what happened meanwhile has come.
+        expect(page.locator("#events b").first).to_have_text("small → medium")
+        assert page.locator("#events li").count() > known
+        manager.scaler.pin("small")
+        expect(page.locator("#level")).to_have_text("small")
+    assert [said for said in seen.complaints if "ERR_" not in said] == []
+
+
+@needs_chromium
+def test_the_token_is_asked_for_once_and_kept_in_the_tab(serving: Serving, token_file: str, seen: Seen) -> None:
+    """Not before it is needed, not a second time, and nowhere that outlives the tab."""
+    page = seen.page
+    with serving(levels=("small",), server={"token_file": token_file}) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        page.goto(url)
+        asked = page.get_by_label("Token", exact=True)
+        expect(asked).to_be_focused()
+        expect(page.locator("#board")).to_be_hidden()
+        asked.fill("not-the-token-at-all")
+        asked.press("Enter")
+        expect(page.locator("#ask-error")).to_have_text("That is not the token.")
+        asked.fill(TOKEN)
+        asked.press("Enter")
+        expect(page.locator("#level")).to_have_text("small")
+        page.reload()
+        expect(page.locator("#level")).to_have_text("small")
+        expect(asked).to_be_hidden()
+        page.get_by_role("button", name="Pin small").click()
+        expect(page.get_by_role("button", name="Unpin small")).to_be_visible()
+        assert TOKEN not in page.content()
+        assert TOKEN not in page.url
+        assert page.evaluate("Object.keys(localStorage).length + document.cookie.length") == 0
+        assert page.evaluate("Object.values(sessionStorage)") == [TOKEN]
+    assert [said for said in seen.complaints if "401" not in said and "ERR_" not in said] == []
+
+
+@needs_chromium
+def test_whoevers_words_they_are_they_stay_words(
+    serving: Serving, demo_models: dict[str, Path], tmp_path: Path, seen: Seen
+) -> None:
+    """Names of levels and programs, and reasons, may hold anything; none of it becomes a part of the page."""
+    page = seen.page
+    died = {"at": datetime.now(UTC).isoformat(), "event": "died", "level": HOSTILE, "reason": HOSTILE}
+    (tmp_path / "journal.jsonl").write_text(json.dumps(died) + "\n")
+    level = {"model": str(demo_models["small"]), "quality": 0.5, "ram_gib": 0.08, "context_tokens": 2048, "threads": 1}
+    names = [HOSTILE, "__proto__", "constructor"]
+    ladder = [{**level, "name": name, "ram_gib": 0.08 + place / 10} for place, name in enumerate(names)]
+    # What programs run here is not for a test to say.
+    advice: dict[str, Any] = {"state": HOSTILE, "lacking": {}, "coming": HOSTILE, "reason": None, "unread": [HOSTILE]}
+    advice["suggestions"] = [{"text": f"closing {HOSTILE}, 3.0 GiB, would make room for {HOSTILE}"}]
+    page.route("**/advice", lambda route: route.fulfill(json=advice))
+    with serving(ladder=ladder) as (url, manager, watch):
+        manager.scaler.pin(HOSTILE)
+        settles_at(manager, watch, HOSTILE)
+        page.goto(url)
+        expect(page.locator("#level")).to_have_text(HOSTILE)
+        expect(page.locator("#advice li")).to_contain_text(f"closing {HOSTILE}")
+        expect(page.locator("#events")).to_contain_text(f"{HOSTILE} died")
+        expect(page.locator("#ladder li")).to_have_count(3)
+        expect(page.get_by_role("button", name="Pin __proto__")).to_be_visible()
+        # What ends a line in JavaScript's eyes, and in no one else's.
+        manager.scaler.died("constructor", f"\u2028{HOSTILE}")
+        expect(page.locator("#told")).to_contain_text(HOSTILE)
+        page.locator("#as-table summary").click()
+        expect(page.locator("#table-rows tr").first).to_contain_text(HOSTILE)
+        page.locator(".mark").last.hover()
+        expect(page.locator(".tip")).to_contain_text(HOSTILE)
+        assert page.locator("img").count() == 1, "the page's own"
+        assert page.evaluate("window.hurt === undefined")
+        assert too_wide(page) <= 0
+        assert seen.complaints == []
+
+
+@needs_chromium
+def test_a_damaged_journal_takes_no_more_from_the_page_than_itself(
+    serving: Serving, tmp_path: Path, seen: Seen
+) -> None:
+    """It says what is wrong with it; the level, the machine and the pins are there."""
+    (tmp_path / "journal.jsonl").write_text('{"nonsense": 1}\n')
+    with serving(levels=("small",)) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        seen.page.goto(url)
+        expect(seen.page.locator("#level")).to_have_text("small")
+        expect(seen.page.locator("#trouble")).to_contain_text("a line is no record of scaler's")
+        expect(seen.page.locator("#link")).to_have_text("live")
+    assert [said for said in seen.complaints if "503" not in said and "ERR_" not in said] == []
+
+
+def refused(request: urllib.request.Request) -> int:
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(request, timeout=PATIENCE_S)
+    with raised.value:
+        return raised.value.code
+
+
+def test_its_files_may_load_nothing_from_elsewhere_and_show_nothing_without_the_token(
+    serving: Serving, token_file: str
+) -> None:
+    """For those who have no browser here: what is sent, and with which rules."""
+    with serving(levels=("small",), server={"token_file": token_file}) as (url, _, _):
+        paths, found = ["/"], {}
+        while paths:
+            with urllib.request.urlopen(f"{url}{(path := paths.pop())}", timeout=PATIENCE_S) as answer:
+                text = answer.read().decode()
+                policy = answer.headers["Content-Security-Policy"]
+                assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+                assert "unsafe" not in policy
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                found[path] = answer.headers["Content-Type"]
+            paths += set(re.findall(r'"(/page/[^"]+)"', text)) - found.keys() - set(paths)
+            assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text), path
+            assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", text), path
+        assert found["/"] == "text/html; charset=utf-8"
+        assert found["/page/page.js"] == "text/javascript; charset=utf-8"
+        assert {"/page/page.css", "/page/words.js", "/page/daemon.js", "/page/picture.js", "/page/icon.svg"} < set(
+            found
+        )
+        for path, status in (("/page/nothing.js", 404), ("/page/..%2fpage.py", 404), ("/history", 401)):
+            assert refused(urllib.request.Request(f"{url}{path}")) == status, path
+        # A page that was made to lead here is a foreign one here too.
+        for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+            assert refused(urllib.request.Request(url, headers=headers)) == 403
