@@ -52,6 +52,13 @@ class Daemon:
                     f"what answers at {self.url}{path} is no scaler; expected JSON, give another --url"
                 ) from error
 
+    def status(self, timeout_s: float = 10.0) -> dict[str, Any]:
+        """What ``GET /status`` says. Raises as `ask` does, and ScalerError where what answers is no scaler."""
+        status = self.ask("/status", timeout_s=timeout_s)
+        if not (isinstance(status, dict) and {"state", "serving", "missing"} <= status.keys()):
+            raise ScalerError(f"what answers at {self.url}/status is no scaler; give another --url")
+        return status
+
     def stream(self, path: str, body: Mapping[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
         """The server-sent events of an answer, parsed, until the daemon says that it is done."""
         with self._open(path, "POST", body, timeout_s) as response:

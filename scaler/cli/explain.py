@@ -21,7 +21,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    status = daemon(args).ask("/status")
+    status = daemon(args).status()
     if args.json:
         keys = (
             "state",

@@ -84,7 +84,7 @@ def _daemon(args: argparse.Namespace) -> str | None:
     """The address of the daemon that runs with this configuration, if one does."""
     running = daemon(argparse.Namespace(url=None, config=args.config))
     try:
-        running.ask("/status", timeout_s=2.0)
+        running.status(timeout_s=2.0)
     except ScalerError:
         # Nothing answers there, or something that is no daemon of ours.
         return None

@@ -18,7 +18,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    status = daemon(args).ask("/status")
+    status = daemon(args).status()
     if args.json:
         print(json.dumps(status, indent=2))
     else:

@@ -22,7 +22,7 @@ def _run(args: argparse.Namespace) -> int:
         from scaler.top.app import Top
         from scaler.top.link import Link
     running = daemon(args)
-    running.ask("/status")  # who has no daemon is told so by a line, and not by an empty picture
+    running.status()  # who has no daemon is told so by a line, and not by an empty picture
     top = Top(lambda tell: Link(running, tell), one_line(running.url))
     top.run(mouse=False)
     return top.return_code or EXIT_OK

@@ -178,9 +178,9 @@ def files_of(folder: Path) -> list[tuple[Path, int]]:
     """A folder's recorded files with their sizes in bytes, oldest first."""
     found = []
     for path in folder.glob(f"*{SUFFIX}"):
-        # Another recorder may delete one meanwhile.
-        with suppress(FileNotFoundError):
-            if NAME.fullmatch(path.name):
+        # Another recorder may delete one meanwhile; and a name that is no time, no recorder gave.
+        with suppress(FileNotFoundError, ValueError):
+            if NAME.fullmatch(path.name) and began_s(path) >= 0:
                 found.append((path, path.stat().st_size))
     return sorted(found)
 

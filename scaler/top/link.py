@@ -119,7 +119,7 @@ class Link:
             self._advice = self._ask("/advice")
             self._advice_at_s = now_s
         # Last, so that it is the youngest: it has the time that is counted down.
-        status = clean(self._daemon.ask("/status"))
+        status = clean(self._daemon.status())
         self._status_at_s = self._clock()
         self._say(Known(status, self._history, self._advice, self._status_at_s))
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scaler.tracing.spans import Tracing
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 SPOKEN = "http/protobuf"
 
@@ -25,16 +26,23 @@ SPOKEN = "http/protobuf"
 def tracing(manager: ModelManager, environment: Mapping[str, str]) -> Tracing | None:
     """What traces the requests and switches of ``manager``; None where nobody asks for it.
 
-    Raises MissingExtra where it is asked for and not installed, ConfigError for a protocol that is not spoken.
+    Raises MissingExtra where it is asked for and not installed, ConfigError for a variable that cannot be used.
     """
     if not _asked_for(environment):
         return None
     for name in PROTOCOLS:
-        if (protocol := environment.get(name, SPOKEN)) != SPOKEN:
+        if (protocol := environment.get(name) or SPOKEN) != SPOKEN:
             raise ConfigError(f"{name}: {protocol!r} is not spoken here; expected {SPOKEN}, which is the default")
+    for name in HEADERS:
+        if any(one.strip() and "=" not in one for one in environment.get(name, "").split(",")):
+            # Without the value, which holds a key as a rule.
+            raise ConfigError(f"{name}: it cannot be read; expected NAME=VALUE, several with commas between them")
     with extras.importing("otel"):
         from scaler.tracing.spans import Tracing
-    return Tracing(manager)
+    try:
+        return Tracing(manager)
+    except ValueError as error:
+        raise ConfigError(f"OpenTelemetry cannot be set up: {error}; look at the OTEL_* variables") from error
 
 
 def _asked_for(environment: Mapping[str, str]) -> bool:

@@ -14,15 +14,15 @@ from scaler import __version__
 from tests.cli.conftest import Run
 
 
-@pytest.fixture
-def stranger() -> Iterator[str]:
-    """The address of a web server that is no scaler."""
+@pytest.fixture(params=[b"<html>hello</html>", b'{"hello": 1}', b"[]"])
+def stranger(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a web server that is no scaler, though it may speak JSON."""
 
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b"<html>hello</html>")
+            self.wfile.write(request.param)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -52,6 +52,9 @@ def test_an_address_is_taken_as_people_write_it(scaler: Run, stranger: str) -> N
     assert told.returncode == 2
     assert "expected an address such as" in told.stderr
     assert scaler("status", "--url", "127.0.0.1:9").returncode == 4
+    told = scaler("explain", "--url", stranger)
+    assert told.returncode == 3
+    assert "is no scaler" in told.stderr
 
 
 def test_run_says_that_the_demo_models_are_to_be_made_first(scaler: Run) -> None:

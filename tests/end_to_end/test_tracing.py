@@ -20,7 +20,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from scaler.errors import ConfigError
 from scaler.serving.app import Endpoint
-from scaler.tracing import ENDPOINTS, PROTOCOLS, tracing
+from scaler.tracing import ENDPOINTS, HEADERS, PROTOCOLS, tracing
 from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine
 from tests.end_to_end.test_ladder import settles_at
 from tests.runtimes.openai_server import OpenAIServer
@@ -240,7 +240,7 @@ def test_a_receiver_that_is_not_there_costs_no_answer_and_does_not_hold_up_the_e
 
 
 def test_what_lacks_is_told_before_anything_is_served(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One clear error that names the extra, or the protocol that is not spoken."""
+    """One clear error that names the extra, or the variable that cannot be used."""
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"
         "from scaler.errors import MissingExtra\n"
@@ -255,6 +255,15 @@ def test_what_lacks_is_told_before_anything_is_served(serving: Serving, monkeypa
         monkeypatch.setenv(ENDPOINTS[1], "http://127.0.0.1:4318")
         monkeypatch.setenv(PROTOCOLS[1], "grpc")
         with pytest.raises(ConfigError, match="'grpc' is not spoken here; expected http/protobuf"):
+            Endpoint(manager, "127.0.0.1", 0)
+        monkeypatch.setenv(PROTOCOLS[1], "")
+        monkeypatch.setenv(HEADERS[1], "Authorization: Bearer SECRET")
+        with pytest.raises(ConfigError, match="expected NAME=VALUE") as told_headers:
+            Endpoint(manager, "127.0.0.1", 0)
+        assert "SECRET" not in str(told_headers.value)
+        monkeypatch.setenv(HEADERS[1], "authorization=Bearer%20SECRET")
+        monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "1")
+        with pytest.raises(ConfigError, match=r"look at the OTEL_\* variables"):
             Endpoint(manager, "127.0.0.1", 0)
 
 

@@ -218,6 +218,12 @@ def test_two_recorders_on_one_folder_are_read_once(tmp_path: Path) -> None:
     assert "no later than those before" in recording.notes[0]
 
 
+def test_a_file_whose_name_is_no_time_is_left_alone(tmp_path: Path) -> None:
+    """No recorder gave it."""
+    (tmp_path / "99999999T999999Z-0000.csv.gz").write_bytes(b"somebody's")
+    assert files_of(tmp_path) == []
+
+
 def test_only_the_time_that_is_asked_for_is_read(tmp_path: Path) -> None:
     """Files before it are not even opened."""
     for day in range(4):

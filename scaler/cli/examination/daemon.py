@@ -45,16 +45,13 @@ def examine(patient: Patient) -> Iterator[Finding]:
         yield problem("daemon", str(error))
         return
     try:
-        status = running.ask("/status", timeout_s=ASK_S)
+        status = running.status(timeout_s=ASK_S)
     except DaemonUnreachable as error:
         yield from _nobody(settings, str(error))
     except ScalerError as error:
         yield _other(server.port, error)
     else:
-        if isinstance(status, dict) and {"state", "serving", "missing"} <= status.keys():
-            yield from _ours(settings, running.url, status, fault=patient.fault)
-        else:
-            yield problem("port", f"what answers at {running.url} is no scaler: {_who(server.port)}", OTHER_PORT)
+        yield from _ours(settings, running.url, status, fault=patient.fault)
 
 
 def _admission(settings: Settings) -> Iterator[Finding]:
