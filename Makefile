@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 READY := $(VENV)/.installed
 PEERS := .venv-peers/.installed
 
 .PHONY: run test test-gpu demo lint bench arena ablation diagram schema configuration pictures thorough prove mutants fuzz endurance soak simulate pythons clean
 
-run: $(READY) ## the ladder on this machine: demo models, tier, monitor, endpoint
+run: $(RUNS) ## the ladder on this machine: demo models, tier, monitor, endpoint
 	@$(BIN)/scaler demo-models
 	@$(BIN)/scaler run
 
@@ -19,7 +20,7 @@ test: $(READY) ## all tests, three files at a time, as half of them wait more th
 test-gpu: $(READY) ## what is read of a real NVIDIA GPU, and a ladder on it: skipped where there is none
 	$(BIN)/python -m pytest -s tests/gpu
 
-demo: $(READY) ## two minutes: a step down under real memory pressure, and the climb back
+demo: $(RUNS) ## two minutes: a step down under real memory pressure, and the climb back
 	@$(BIN)/scaler demo-models
 	@$(BIN)/scaler demo
 
@@ -76,10 +77,15 @@ arena: $(READY) ## score the decisions, where the arena lies beside this checkou
 ablation: $(READY) ## the same with each mechanism switched off in turn: a quarter of an hour
 	$(BIN)/python -m tests.bench.ablation
 
-$(READY): pyproject.toml
+$(RUNS): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scaler needs Python 3.11 or newer: make PYTHON=python3.11")'
-	@echo "installing what scaler needs into $(VENV), this once; it takes a minute or a few"
+	@echo "installing what scaler needs into $(VENV), this once: about 300 MB, a minute or so"
 	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[llama,server,demo,tui]'
+	@touch $@
+
+$(READY): $(RUNS)
+	@echo "installing what the tests need beside it, this once: about 900 MB, a minute or a few"
 	@$(BIN)/python -m pip install --quiet --editable '.[llama,server,demo,tui,dev]'
 	@touch $@
 

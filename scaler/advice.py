@@ -68,7 +68,10 @@ class Advice:
     lacking: Mapping[str, Mapping[str, int]]
     """What each level lacks, in bytes of each resource; only those that lack something."""
     coming: str | None
-    """Which level there is room for already, and what it waits for."""
+    """Which level there is room for already, without the figures of what it waits for: those are soon older than what
+    is shown beside them."""
+    waits: tuple[str, ...]
+    """What that level waits for, as sentences."""
     suggestions: tuple[Suggestion, ...]
     reason: str | None
     unread: tuple[str, ...] = ()
@@ -86,6 +89,7 @@ def advise(room: Room, survey: Survey, savings: Mapping[str, Sequence[Saving]]) 
     # Above the largest that has room: making it for a smaller one would make no difference.
     short = open_to[with_room[-1] + 1 :] if with_room else open_to
     coming = _coming(open_to[with_room[-1]]) if with_room else None
+    waits = open_to[with_room[-1]].waits if with_room else ()
     single = list(_single(short, survey.programs, room.other))
     rank = {standing.level: position for position, standing in enumerate(short)}
     reached = max((rank[suggestion.level] for suggestion in single), default=-1)
@@ -102,7 +106,7 @@ def advise(room: Room, survey: Survey, savings: Mapping[str, Sequence[Saving]]) 
     reason = None
     if not suggestions:
         reason = _how_far(room, short, survey.programs) if short else coming or _why_nothing_lacks(room)
-    return Advice(room.state, lacking, coming, suggestions, reason, survey.unread)
+    return Advice(room.state, lacking, coming, waits, suggestions, reason, survey.unread)
 
 
 def _opened(short: Sequence[Standing], freed: Mapping[str, int]) -> Standing | None:
@@ -215,7 +219,7 @@ def _how_far(room: Room, short: Sequence[Standing], programs: Sequence[Program])
 
 
 def _coming(standing: Standing) -> str:
-    what = f"it waits for this: {'; '.join(standing.waits)}" if standing.waits else "it comes with the next reading"
+    what = "it only waits" if standing.waits else "it comes with the next reading"
     return f"there is room for {standing.level} already; {what}"
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from transitions import EventData, Machine, Transition
 
@@ -24,6 +24,8 @@ from scaler.readings import Reading
 
 CRITICAL_SHARE = 0.1
 """What is left of the drain limits in the critical zone. Source: the person's rule, "both shrink to a tenth"."""
+
+Direction = Literal["up", "down", "same"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ class Decision:
     trigger: str
     source: str
     dest: str
+    direction: Direction
+    """By the ladder of then; ``same`` for a level that is loaded anew because the configuration changed."""
     reason: str
     """The deciding figure as a sentence."""
     reasons: tuple[str, ...]
@@ -318,8 +322,8 @@ class LevelMachine:
         evidence = self.evidence
         self._ticket += 1
         decision = Decision(
-            *(self._ticket, now, "reload", before.state, self.state, reason, (reason,), ()),
-            *(evidence.told(), evidence.reading),
+            *(self._ticket, now, "reload", before.state, self.state, self._direction_from(before)),
+            *(reason, (reason,), (), evidence.told(), evidence.reading),
         )
         self._climbed_to, self._served_since, self._event_at_s = -1, now, now
         evidence.changed_at_s, evidence.settled = now, False
@@ -330,6 +334,16 @@ class LevelMachine:
         self.switch = Switch(decision.ticket, self.state, beside, drain_s, drain_tokens, decision)
         self._inputs += 1
         self._on_enter(self.switch)
+
+    def _direction_from(self, before: LevelMachine) -> Direction:
+        """Where the state lies from the one before: on a ladder that has both, else by what they take."""
+        for ladder in (self.ladder, before.ladder):
+            if {before.state, self.state} <= {OFF, *ladder.names}:
+                return _direction(ladder.index(before.state), ladder.index(self.state))
+        was = before.evidence
+        took = dict(zip(was.resources, was.footprints.of(was.state), strict=True))
+        takes = zip(self.evidence.resources, self.evidence.footprints.of(self.evidence.state), strict=True)
+        return "up" if any(size > took.get(resource, 0) for resource, size in takes) else "down"
 
     # ------------------------------------------------------------------ what is known
 
@@ -535,6 +549,7 @@ class LevelMachine:
             row.trigger,
             row.source,
             str(row.dest),
+            _direction(self.ladder.index(row.source), self.ladder.index(row.dest)),
             told or figures[0],
             tuple(reasons),
             # Seen from where the change began: by now the model is in the new state already.
@@ -659,6 +674,10 @@ class LevelMachine:
         if guard == "recovers" and evidence.recovers_since[position] is not None and held < self.policy.recovery_s:
             return self.policy.recovery_s - held
         return None
+
+
+def _direction(source: int, dest: int) -> Direction:
+    return "same" if source == dest else "up" if dest > source else "down"
 
 
 def _standing_by(ladder: Ladder, state: str) -> set[str]:

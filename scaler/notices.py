@@ -45,8 +45,7 @@ def notice_of(event: object, ladder: Ladder, dwell_s: float) -> Notice | None:
         # The step that a failure makes necessary is not told beside the failure, nor a pin to the person who set it.
         if decision.trigger not in ("observe", "degrade"):
             return None
-        here, there = ladder.index(decision.source), ladder.index(decision.dest)
-        if there > here:
+        if decision.direction == "up":
             if decision.source == OFF:
                 return None
             what = f"{decision.source} makes way for {decision.dest}"
@@ -59,7 +58,7 @@ def notice_of(event: object, ladder: Ladder, dwell_s: float) -> Notice | None:
         else:
             what = f"{decision.source} is unloaded and nothing serves"
             back = f"{ladder[0].name} comes back as soon as there is room for it"
-            back += f", {decision.source} {fitted}" if here > 0 else ""
+            back += f", {decision.source} {fitted}" if ladder.index(decision.source) > 0 else ""
         return Notice("downgrade", decision.dest, f"{what}: {decision.reason}; {back}")
     if isinstance(event, SwitchFailed):
         what = f"{event.level} could not be loaded" if event.level != OFF else "what was loaded could not be unloaded"

@@ -152,26 +152,27 @@ def _end(stretch: tuple[float, float]) -> float:
 
 def _counting(records: Iterable[dict[str, Any]], days: Mapping[date, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The same records, each added to the counts of its day on the way."""
-    orders: dict[int, list[str]] = {}
+    directions: dict[int, str] = {}
     for record in records:
         if record["event"] == "decision":
-            # In the order of the ladder as it was then.
-            orders[record["ticket"]] = [OFF, *record["projected"]]
+            # Records of before directions were written have none.
+            directions[record["ticket"]] = record.get("direction", "")
         elif (of_day := days.get(_today(at_s(record)))) is not None:
-            for name in _counted(record, orders):
+            for name in _counted(record, directions):
                 of_day[name] += 1
         yield record
 
 
-def _counted(record: dict[str, Any], orders: Mapping[int, list[str]]) -> Iterator[str]:
+def _counted(record: dict[str, Any], directions: Mapping[int, str]) -> Iterator[str]:
     """What a record is counted as."""
     match record["event"]:
         case "switched":
             yield "switches"
-            order = orders.get(record["ticket"], [])
-            if record["source"] in order and record["level"] in order:
-                up = order.index(record["level"]) > order.index(record["source"])
-                yield "upgrades" if up else "downgrades"
+            match directions.get(record["ticket"]):
+                case "up":
+                    yield "upgrades"
+                case "down":
+                    yield "downgrades"
         case "switch_failed":
             yield "failed"
         case "died":
@@ -205,8 +206,8 @@ def _files_since(path: Path, since_s: float) -> int:
 
 
 _READ = {
-    "decision": {"ticket", "projected"},
-    "switched": {"ticket", "source", "level"},
+    "decision": {"ticket"},
+    "switched": {"ticket", "level"},
     "switch_failed": {"ticket", "still_serving"},
     "died": {"level"},
     "hurried": {"switch"},

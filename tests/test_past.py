@@ -42,11 +42,13 @@ def record(text: str, event: str, **more: Any) -> dict[str, Any]:
     return {"at": datetime.fromtimestamp(at(text), UTC).isoformat(timespec="milliseconds"), "event": event, **more}
 
 
-def switch(text: str, ticket: int, source: str, dest: str) -> list[dict[str, Any]]:
-    """A decision that was done at once."""
-    projected = dict.fromkeys(LADDER, 0.5)
+def switch(text: str, ticket: int, source: str, dest: str, direction: str = "") -> list[dict[str, Any]]:
+    """A decision that was done at once; its direction is by the ladder of here if no other is told."""
+    if not direction:
+        order = ("off", *LADDER)
+        direction = "up" if order.index(dest) > order.index(source) else "down"
     return [
-        record(text, "decision", ticket=ticket, source=source, dest=dest, projected=projected),
+        record(text, "decision", ticket=ticket, source=source, dest=dest, direction=direction),
         record(text, "switched", ticket=ticket, source=source, level=dest, took_s=0.0, load_s=None),
     ]
 
@@ -88,11 +90,14 @@ def test_a_level_that_is_no_longer_on_the_ladder_still_counts() -> None:
     """The ladder changes; what happened does not."""
     records = [
         record("11-28T00:00", "switched", ticket=1, source="off", level="tiny", took_s=1.0, load_s=None),
-        *switch("11-28T01:00", 2, "tiny", "large"),
+        *switch("11-28T01:00", 2, "tiny", "large", "up"),
+        *switch("11-28T02:00", 3, "large", "tiny", "down"),
+        *switch("11-28T02:00", 4, "tiny", "tiny", "same"),
     ]
     (day,) = past.days(records, LADDER, ALWAYS, at("11-28T02:00"), 1)
     assert day["levels_s"] == {"off": 0.0, "small": 0.0, "large": HOUR_S, "tiny": HOUR_S}
-    assert (day["switches"], day["upgrades"], day["downgrades"]) == (2, 0, 0)
+    # By the ladder of then, which the decisions tell; nothing is known of the first one's.
+    assert (day["switches"], day["upgrades"], day["downgrades"]) == (4, 1, 1)
 
 
 def test_a_night_in_which_nothing_ran_counts_for_no_level(tmp_path: Path) -> None:
@@ -122,7 +127,7 @@ def test_a_new_run_begins_with_nothing_loaded() -> None:
     records = [
         *switch("11-28T00:00", 1, "off", "small"),
         *switch("11-28T01:00", 2, "small", "large"),
-        record("11-28T02:00", "decision", ticket=1, source="off", dest="small", projected={}),
+        record("11-28T02:00", "decision", ticket=1, source="off", dest="small"),
     ]
     assert list(past.served(records)) == [
         (at("11-28T00:00"), "small"),

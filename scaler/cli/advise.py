@@ -33,7 +33,7 @@ def _lines(advice: dict[str, Any]) -> list[str]:
         lines.append(f"  {level} lacks {sizes_in_words(lacking, lacking)}")
     if advice["coming"] and advice["suggestions"]:
         lines.append(f"  {advice['coming']}")
-    lines.extend(f"  {sentence}" for sentence in advice["unread"])
+    lines.extend(f"  {sentence}" for sentence in [*advice["waits"], *advice["unread"]])
     if not advice["suggestions"]:
         return [*lines, f"nothing to suggest: {advice['reason']}"]
     lines.extend(f"{number}. {one['text']}" for number, one in enumerate(advice["suggestions"], start=1))

@@ -30,7 +30,7 @@ def _run(args: argparse.Namespace) -> int:
 
         from scaler.demo.count import Count
         from scaler.demo.picture import Moment, Picture
-        from scaler.demo.stage import DWELL_S, Act, Chat, demo_config, play
+        from scaler.demo.stage import DWELL_S, Chat, demo_config, play
     from scaler.manager import ModelManager
 
     console = Console(no_color=not coloured())
@@ -54,14 +54,13 @@ def _run(args: argparse.Namespace) -> int:
         policy = scaler.policy
         console.print(
             f"This is the real thing on this machine: llama.cpp, {gib(total)} of RAM, another process that takes "
-            f"memory.\nFor the show, the limits are just above what is used now ({gib(policy.scale_at * total)}), so "
-            f"that some hundred MiB are enough,\nand the waits are short: room must stay for {DWELL_S:.0f} s before a "
-            "climb (the dwell), not for five minutes.\n",
+            f"memory.\nFor the show, the limit is so low that some hundred MiB are enough (used now "
+            f"{gib(total - reading.memory.available_bytes)}, limit {gib(policy.scale_at * total)}),\nand the waits are "
+            f"short: room must stay for {DWELL_S:.0f} s before a climb (the dwell), not for five minutes.\n",
             highlight=False,
         )
         picture = Picture(
             scaler.ladder.names,
-            policy.scale_at * total - 1.25 * 1024**3,
             policy.scale_at * total,
             policy.critical_at * total,
             max(40, console.width - 26),
@@ -70,27 +69,30 @@ def _run(args: argparse.Namespace) -> int:
         picture.decisions = deque(maxlen=min(7, max(1, console.height - PICTURE_LINES)))
         # Not as rich has it, by which FORCE_COLOR makes a terminal of a file.
         live = sys.stdout.isatty() and not args.plain
-        shown = 0
+        shown, told = 0, ""
 
-        def show(act: Act, held: int, chat: Chat, count: Count) -> None:
-            nonlocal shown
+        def show(title: str, held: int, chat: Chat, count: Count) -> None:
+            nonlocal shown, told
             status = scaler.status()
             usage = status.usage.get("ram")
             if live:
                 if usage is not None:
                     picture.add(Moment(usage.other_bytes, usage.own_bytes, status.serving))
                 taken = f"  (pressure {gib(held)})" if held else ""
-                picture.title = f"{time.monotonic() - began:.0f} s  {act.title}{taken}"
+                picture.title = f"{time.monotonic() - began:.0f} s  {title}{taken}"
                 counts = ", ".join(f"{count} by {level}" for level, count in chat.answers.items())
                 picture.answers = f"{sum(chat.answers.values())} answers ({counts}), {len(chat.errors)} errors"
                 picture.latest = chat.latest
-                picture.stream = f"{count.whole.total()} counts to 999 whole, {len(count.faults)} not; {count.now}"
+                picture.stream = f"{count.whole.total()} counts to 999 whole, {len(count.faults)} at fault; {count.now}"
             for line in lines[shown:]:
                 if live:
                     picture.decisions.append(line)
                 else:
                     print(line, flush=True)
             shown = len(lines)
+            if not live and title != told:
+                print(f"{time.monotonic() - began:5.1f} s  {title}", flush=True)
+                told = title
 
         scaler.subscribe(say)
         if live:
@@ -101,10 +103,15 @@ def _run(args: argparse.Namespace) -> int:
     answers = ", ".join(f"{count} by {level}" for level, count in chat.answers.items())
     print(
         f"\n{sum(chat.answers.values())} answers ({answers}), {chat.shortened} of them shortened, "
-        f"{len(chat.errors)} questions without one."
+        f"{len(chat.errors)} questions without one. The latest:\n{chat.latest or 'none'}"
     )
     counts = ", ".join(f"{number} by {levels}" for levels, number in count.whole.items())
-    print(f"An open stream of OpenAI's client counted to 999: {counts or 'never'} whole, {len(count.faults)} not.")
+    print(
+        f"An open stream of OpenAI's client counted to 999: {counts or 'never'} whole, "
+        f"{count.shortened} shortened, {len(count.faults)} at fault."
+    )
+    if count.broken_off:
+        print(f"The last count was not waited for: {count.broken_off}.")
     for message in (*chat.errors, *count.faults):
         print(f"error: {message}", file=sys.stderr)
     return EXIT_FAILED if chat.errors or count.faults else EXIT_OK

@@ -8,13 +8,13 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from scaler import __version__, extras, paths
@@ -106,6 +106,7 @@ def _run(args: argparse.Namespace) -> int:
         _line(f"ladder    {ladder}")
         _line(f"climbs    once a larger level has fitted for {duration(manager.scaler.policy.dwell_s)}")
         _line(f"endpoint  {endpoint.url}/v1   (model: auto)")
+        _line(f"page      {endpoint.url}/   (the level and why, live, in a browser)")
         for told in _admission(endpoint, args.host or server.host):
             _line(told)
         _line(f"journal   {manager.journal.path}")
@@ -150,22 +151,31 @@ class Signals:
 
     SIGHUP is also what a terminal leaves behind that was closed: then the daemon ends as it always did, unless it was
     started to outlive that, as with nohup.
+
+    The kernel may hand a signal to any thread, and that wakes only a lock's wait in that very thread: a daemon that
+    waited so was deaf to SIGTERM once in a long while. What Python writes into a socket wakes whoever reads it.
     """
 
     def __init__(self) -> None:
-        self._sent: SimpleQueue[int] = SimpleQueue()
         self._terminals: list[int] = []
         asked = [signal.SIGINT, signal.SIGTERM]
         if sys.platform != "win32":
             asked.append(signal.SIGHUP)
             if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
                 self._terminals = [number for number in (0, 1, 2) if os.isatty(number)]
+        self._asked = frozenset(asked)
+        self._sent, self._told = socket.socketpair()
+        self._told.setblocking(False)
+        signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
         for number in asked:
-            signal.signal(number, lambda sent, _: self._sent.put(sent))
+            # What arrives is read as a byte, its number; only that it does not end the process is left to see to.
+            signal.signal(number, lambda *_: None)
 
     def asks_to_reload(self) -> bool:
         """Wait for the next signal; whether it asks to reload, and not to end."""
-        if self._sent.get() in (signal.SIGINT, signal.SIGTERM):
+        while (sent := self._sent.recv(1)[0]) not in self._asked:
+            pass
+        if sent in (signal.SIGINT, signal.SIGTERM):
             return False
         gone = [number for number in self._terminals if not os.isatty(number)]
         for number in gone:

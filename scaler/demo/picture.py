@@ -16,6 +16,9 @@ from rich.text import Text
 from scaler.levels import GIB
 
 HEIGHT = 14
+"""Rows. The highest is the critical limit's, so that each limit has a row of its very own."""
+LIMIT_ROW = 7
+"""The other limit's, counted from 0 at the bottom: there is much to see below it."""
 COLOURS = ("cyan", "green", "magenta", "blue", "bright_cyan")
 OTHER = "yellow"
 
@@ -34,7 +37,6 @@ class Picture:
     """The moments so far, and the lines below them. Limits are in bytes."""
 
     levels: Sequence[str]
-    floor_bytes: float
     limit_bytes: float
     critical_bytes: float
     width: int
@@ -76,26 +78,23 @@ class Picture:
         return COLOURS[self.levels.index(level) % len(COLOURS)] if level in self.levels else "white"
 
     def _plot(self) -> Text:
-        span = self.critical_bytes * 1.02 - self.floor_bytes
         text = Text()
-        rows = [self.floor_bytes + span * row / HEIGHT for row in range(HEIGHT)]
-        marks = {self._row(self.limit_bytes, span): "limit", self._row(self.critical_bytes, span): "critical"}
+        step = (self.critical_bytes - self.limit_bytes) / (HEIGHT - 1 - LIMIT_ROW)
+        marks = {LIMIT_ROW: "limit", HEIGHT - 1: "critical"}
         for row in range(HEIGHT - 1, -1, -1):
-            text.append(f"{rows[row] / GIB:5.2f} GiB ", "dim")
+            size = self.limit_bytes + step * (row - LIMIT_ROW)
+            text.append(f"{size / GIB:5.2f} GiB ", "dim")
             for moment in self.moments:
-                text.append(*self._cell(moment, rows[row], span / HEIGHT, row in marks))
+                text.append(*self._cell(moment, size, row in marks))
             mark = marks.get(row, "")
             text.append(("╌" if mark else " ") * (self.width - len(self.moments)), "red dim")
             text.append(f" {mark}\n", "red")
         return text
 
-    def _cell(self, moment: Moment, bottom: float, step: float, limit: bool) -> tuple[str, str]:
-        middle = bottom + step / 2
-        if moment.other_bytes > middle:
+    def _cell(self, moment: Moment, size: float, limit: bool) -> tuple[str, str]:
+        """Filled once ``size`` bytes are used, so that the bar reaches a limit's row exactly when it has reached it."""
+        if moment.other_bytes >= size:
             return "█", OTHER
-        if moment.other_bytes + moment.own_bytes > middle:
+        if moment.other_bytes + moment.own_bytes >= size:
             return "█", self._colour(moment.level)
         return ("╌", "red dim") if limit else (" ", "")
-
-    def _row(self, value: float, span: float) -> int:
-        return min(HEIGHT - 1, max(0, int((value - self.floor_bytes) / span * HEIGHT)))

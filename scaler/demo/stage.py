@@ -35,6 +35,8 @@ DWELL_S = 12.0
 
 MOST_PRESSURE_BYTES = 1536 * MIB
 """What the other process takes at the most."""
+ENDING_S = 30.0
+"""How long, after the acts, the largest level's answer and the end of the open one are waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ class Chat(threading.Thread):
         self._manager = manager
         self._enough = threading.Event()
         self.answers: Counter[str] = Counter()
+        self.alone: Counter[str] = Counter()
+        """The answers that a level made from the first word to the last."""
         self.errors: list[str] = []
         self.shortened = 0
         self.latest = ""
@@ -123,6 +127,7 @@ class Chat(threading.Thread):
                 self.errors.append(str(error))
             else:
                 self.answers[answer.level] += 1
+                self.alone[answer.level] += len(answer.levels) == 1
                 self.shortened += answer.finish_reason == "length"
                 self.latest = f"{answer.level}: {answer.text.strip()}"
             self._enough.wait(0.3)
@@ -134,13 +139,18 @@ class Chat(threading.Thread):
 
 
 def play(
-    manager: ModelManager, show: Callable[[Act, int, Chat, Count], None], *, pace_s: float = 0.5
+    manager: ModelManager, show: Callable[[str, int, Chat, Count], None], *, pace_s: float = 0.5
 ) -> tuple[Chat, Count]:
-    """Run the acts; ``show`` is called every ``pace_s`` seconds with the act, the pressure, the chat and the stream."""
+    """Run the acts and wait, for a while, for the last answers.
+
+    ``show`` is called every ``pace_s`` seconds with what there is to see, the pressure, the chat and the stream.
+    """
     manager.scaler.want(True)
     endpoint = Endpoint(manager, "127.0.0.1", 0)
     endpoint.start()
     chat, count = Chat(manager), Count(endpoint.url)
+    largest = manager.scaler.ladder.names[-1]
+    before_it_ended = 0
     chat.start()
     count.start()
     try:
@@ -152,13 +162,37 @@ def play(
                     share = min(1.0, (spent + pace_s) / act.seconds)
                     aim = _pressure(manager, act, held)
                     held = hog.hold(int(before + share * (aim - before)))
-                    show(act, held, chat, count)
+                    if held:
+                        before_it_ended = chat.alone[largest]
+                    show(act.title, held, chat, count)
                     time.sleep(pace_s)
+        count.last()
+        began = time.monotonic()
+        while time.monotonic() - began < ENDING_S:
+            serves = manager.scaler.status().serving == largest
+            spoke = chat.alone[largest] > before_it_ended
+            what = awaited(largest, serves=serves, spoke=spoke, counting=count.is_alive())
+            if what is None:
+                break
+            show(what, 0, chat, count)
+            time.sleep(pace_s)
+        spoke = chat.alone[largest] > before_it_ended
+        show("the end" if spoke else f"the end; {largest} had no answer of its own by now", 0, chat, count)
     finally:
         chat.end()
-        count.end()
+        count.break_off()
         endpoint.stop()
     return chat, count
+
+
+def awaited(largest: str, *, serves: bool, spoke: bool, counting: bool) -> str | None:
+    """What the demonstration waits for after the acts, in words; None when it may end.
+
+    ``serves`` and ``spoke``: of the largest level, since the pressure ended; ``counting``: the stream is open.
+    """
+    if not spoke:
+        return f"{largest} serves: one more question for it" if serves else f"waiting for {largest} to serve"
+    return "waiting for the open answer to end" if counting else None
 
 
 def _pressure(manager: ModelManager, act: Act, held: int) -> int:

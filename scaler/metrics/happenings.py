@@ -37,7 +37,6 @@ FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 REQUEST_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 ERROR_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Parts of the total: the shipped band is 0.03 to 0.04 wide."""
-UP, DOWN, SAME = "up", "down", "same"
 
 
 class _Switching(NamedTuple):
@@ -189,17 +188,8 @@ class Happenings:
     def _decided(self, event: DecisionMade) -> None:
         decision = event.switch.decision
         self._end_switch("overtaken")
-        direction = self._direction(decision.source, decision.dest)
-        self._decisions.labels(decision.trigger, direction).inc()
-        self._switching = _Switching(decision.ticket, direction, self._clock())
-
-    def _direction(self, source: str, dest: str) -> str:
-        order = {name: place for place, name in enumerate((OFF, *self._scaler.ladder.names))}
-        # Of a ladder that was changed meanwhile, one may be gone.
-        here, there = order.get(source), order.get(dest)
-        if here is None or there is None or here == there:
-            return SAME
-        return UP if there > here else DOWN
+        self._decisions.labels(decision.trigger, decision.direction).inc()
+        self._switching = _Switching(decision.ticket, decision.direction, self._clock())
 
     def _done(self, event: SwitchDone) -> None:
         switching = self._switching

@@ -12,6 +12,8 @@ from typing import Any
 
 from textual.content import Content
 
+from scaler.levels import OFF
+
 OWN, OTHER, FREE = "█", "▒", "·"
 SCALE_AT, CRITICAL_AT = "│", "┃"
 SIGNS: Mapping[str, str] = {OTHER: "ansi_yellow", SCALE_AT: "ansi_red", CRITICAL_AT: "ansi_red bold", FREE: "dim"}
@@ -20,6 +22,8 @@ COLOURS = ("cyan", "green", "magenta", "blue", "bright_cyan")
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 NOTHING = "·"
 """In the line of levels: nothing was loaded."""
+RETIRED = "?"
+"""There, for a number: a level that is no longer on the ladder."""
 
 
 def colour(number: int) -> str:
@@ -99,12 +103,12 @@ class Hour:
         parts: list[tuple[str, str] | str] = []
         for name, run in groupby(served):
             length = len(list(run))
-            number = None if name is None else numbers.get(name)
-            if number:
-                text = str(number)
-                parts.append((text[:length] + "─" * (length - len(text)), colour(number)))
-            else:
+            if name is None or name == OFF:
                 parts.append((" " if name is None else NOTHING) * length)
+            else:
+                number = numbers.get(name)
+                text = RETIRED if number is None else str(number)
+                parts.append((text[:length] + "─" * (length - len(text)), colour(number or 0)))
         return Content.assemble(*parts)
 
 

@@ -193,9 +193,9 @@ def test_why_there_is_nothing_to_suggest_is_said() -> None:
     assert told(nothing).reason == "this machine was not read yet"
     assert told(scaler_with(GIB, seconds=310)).reason == "large is the largest level already"
     waits = told(scaler_with(GIB, seconds=5), program(1, ram=GIB // 2))
-    assert (waits.reason or "").startswith(
-        "there is room for large already; it waits for this: usage at large would be"
-    )
+    # The figures, which others show as of now, are apart.
+    assert waits.reason == waits.coming == "there is room for large already; it only waits"
+    assert waits.waits[0].startswith("usage at large would be")
     unlucky = told(scaler_with(8 * GIB), program(1, ram=GIB))
     assert unlucky.reason == "large lacks 1.5 GiB, and would still lack 0.5 GiB without program1, which holds most"
     assert "no program that could be closed" in (told(scaler_with(8 * GIB)).reason or "")

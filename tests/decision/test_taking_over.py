@@ -113,6 +113,7 @@ def test_a_level_that_is_gone_or_another_gives_way_to_the_largest_that_fits(
     (switch,) = drive.switches
     decision = switch.decision
     assert (decision.trigger, decision.source, decision.dest, decision.reason) == ("reload", "large", dest, reason)
+    assert decision.direction == ("same" if dest == "large" else "down")
     assert (machine.state, machine.serving, machine.settled) == (dest, OFF, False)
     machine.switched(switch.ticket, drive.now_s)
     assert (machine.serving, machine.settled) == (dest, True)

@@ -171,7 +171,7 @@ def test_the_notice_that_is_shown_is_worded_like_a_real_one() -> None:
     shown = only("notices.md", "text")[0].text
     reason = re.search(r"medium: (.*); large comes back", shown)
     assert reason is not None
-    decision = Decision(1, 0.0, "observe", "large", "medium", reason[1], (), (), {}, None)
+    decision = Decision(1, 0.0, "observe", "large", "medium", "down", reason[1], (), (), {}, None)
     ladder = Ladder(
         [Level(name, {RAM: size * GIB}, 0.5, 1.0) for size, name in enumerate(("small", "medium", "large"))]
     )

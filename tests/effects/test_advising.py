@@ -70,7 +70,7 @@ def tell(adviser: Adviser, *notices: Notice) -> tuple[list[str], list[object]]:
 def test_a_downgrade_ends_with_the_best_suggestion_and_the_order_stays() -> None:
     """A failure that comes after it is told after it, as it is."""
     suggestions = (Suggestion("closing firefox would do", "large", {}), Suggestion("another", "large", {}))
-    adviser = Prepared(lambda: Advice("small", {}, None, suggestions, None))
+    adviser = Prepared(lambda: Advice("small", {}, None, (), suggestions, None))
     told, noted = tell(adviser, DOWN, Notice("failure", "large", "large died"))
     assert told == ["large gives way to small; closing firefox would do", "large died"]
     assert [type(event) for event in noted] == [Advised, PersonTold, PersonTold]
@@ -78,7 +78,7 @@ def test_a_downgrade_ends_with_the_best_suggestion_and_the_order_stays() -> None
 
 def test_a_downgrade_is_told_without_a_suggestion_where_there_is_none() -> None:
     """Why there is none stands in the journal."""
-    told, noted = tell(Prepared(lambda: Advice("small", {}, None, (), "no program holds enough")), DOWN)
+    told, noted = tell(Prepared(lambda: Advice("small", {}, None, (), (), "no program holds enough")), DOWN)
     assert told == [DOWN.text]
     assert isinstance(noted[0], Advised)
     assert noted[0].reason == "no program holds enough"
@@ -86,7 +86,7 @@ def test_a_downgrade_is_told_without_a_suggestion_where_there_is_none() -> None:
 
 def test_for_what_is_not_told_again_nobody_looks() -> None:
     """Where levels come and go, each look would cost a quarter of a second, for a sentence that nobody gets."""
-    advice = Advice("small", {}, None, (Suggestion("closing firefox would do", "large", {}),), None)
+    advice = Advice("small", {}, None, (), (Suggestion("closing firefox would do", "large", {}),), None)
     told, noted = tell(Prepared(lambda: advice), DOWN, DOWN, DOWN)
     assert told == ["large gives way to small; closing firefox would do"]
     assert [type(event) for event in noted] == [Advised, PersonTold]

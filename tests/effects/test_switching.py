@@ -223,12 +223,12 @@ class Stage:
 
     def ask(self, dest: str, *, beside: bool = True, drain_s: float = 1e6, drain_tokens: int = 1000) -> int:
         self._ticket += 1
-        decision = Decision(self._ticket, 0.0, "observe", "off", dest, "", (), (), {}, None)
+        decision = Decision(self._ticket, 0.0, "observe", "off", dest, "up", "", (), (), {}, None)
         self.switcher.request(Switch(self._ticket, dest, beside, drain_s, drain_tokens, decision))
         return self._ticket
 
     def hurry(self, dest: str, drain_s: float, drain_tokens: int) -> None:
-        decision = Decision(self._ticket, 0.0, "observe", "off", dest, "", (), (), {}, None)
+        decision = Decision(self._ticket, 0.0, "observe", "off", dest, "up", "", (), (), {}, None)
         self.switcher.request(Switch(self._ticket, dest, True, drain_s, drain_tokens, decision))
 
     async def serve(self, dest: str) -> Model:

@@ -266,6 +266,30 @@ def test_whoevers_words_they_are_they_stay_words(
 
 
 @needs_chromium
+def test_levels_that_are_no_longer_on_the_ladder_are_told_apart(serving: Serving, tmp_path: Path, seen: Seen) -> None:
+    """Which way a step led, as it was decided; and what answered then was not nothing."""
+    records: list[dict[str, Any]] = []
+    before_s = datetime.now(UTC).timestamp() - 600
+    steps = (("off", "huge", "up"), ("huge", "tiny", "down"), ("tiny", "tiny", "same"))
+    for ticket, (source, dest, direction) in enumerate(steps, 1):
+        at = {"at": datetime.fromtimestamp(before_s + 60 * ticket, UTC).isoformat(), "ticket": ticket, "source": source}
+        records.append({**at, "event": "decision", "dest": dest, "direction": direction, "reason": "so"})
+        records.append({**at, "event": "switched", "level": dest, "took_s": 0.0, "load_s": None})
+    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with serving(levels=("small",)) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        seen.page.goto(url)
+        expect(seen.page.locator(".mark")).to_have_count(4)
+        shown = "(all) => all.map((one) => getComputedStyle(one, '::after').content)"
+        assert seen.page.locator(".mark").evaluate_all(shown) == ['"▲"', '"▼"', '"●"', '"▲"']
+        expect(seen.page.locator("#key > span")).to_have_count(4)
+        colours = "(all) => all.map((one) => getComputedStyle(one).backgroundColor)"
+        assert len(set(seen.page.locator("#key .swatch").evaluate_all(colours))) == 4
+        assert seen.complaints == []
+
+
+@needs_chromium
 def test_a_damaged_journal_takes_no_more_from_the_page_than_itself(
     serving: Serving, tmp_path: Path, seen: Seen
 ) -> None:

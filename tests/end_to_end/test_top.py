@@ -73,7 +73,9 @@ def test_a_person_sees_what_serves_and_why_and_pins_by_key(serving: Serving, mac
         assert manager.generate_response_sync("Who are you?", max_tokens=16).level == "large"
 
         async def look(pilot: Pilot[None]) -> None:
-            text = await says(pilot, "large is the level now", " → large: usage", "in that hour", "tokens/s")
+            text = await says(
+                pilot, "large is the level now", " → large: usage", "in that hour", "tokens/s", "u unpin ?"
+            )
             lines = text.split("\n")
             assert all(len(line) <= WIDTH for line in lines)
             assert re.search(r"came from \w+ because usage at large would be", " ".join(text.split()))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scaler.events import DecisionMade, Hurried, ModelDied, PinChanged, SwitchDone, SwitchFailed, UnloadFailed
 from scaler.levels import GIB, RAM, Ladder, Level
-from scaler.machine import Decision, Switch
+from scaler.machine import Decision, Direction, Switch
 from scaler.notices import QUIET_S, Notice, Notices, notice_of
 
 LADDER = Ladder([Level(name, {RAM: size * GIB}, 0.5, 1.0) for size, name in enumerate(("small", "medium", "large"), 1)])
@@ -30,7 +30,8 @@ class Clock:
 
 def decided(source: str, dest: str, trigger: str = "observe") -> DecisionMade:
     """A decision for the reason ``WHY``."""
-    decision = Decision(1, 0.0, trigger, source, dest, WHY, (WHY,), (), {}, None)
+    direction: Direction = "up" if LADDER.index(dest) > LADDER.index(source) else "down"
+    decision = Decision(1, 0.0, trigger, source, dest, direction, WHY, (WHY,), (), {}, None)
     return DecisionMade(Switch(1, dest, True, 1.0, 1, decision), 0.0)
 
 

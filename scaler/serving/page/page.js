@@ -6,6 +6,7 @@ import { clock, colourOf, countdown, duration, gib, make, of, outcome, percent, 
 
 const REFRESH_MS = 1000, SETTLE_MS = 150, MOST_EVENTS = 60, TABLE_ROWS = 24;
 const TOLD_OF = new Set(["decision", "switched", "switch_failed", "died", "pin", "reconfigured", "hurried", "advised"]);
+const WAYS = { up: "Climbing", down: "Stepping down", same: "Loading anew" };
 const $ = (id) => document.getElementById(id);
 const state = { status: null, fault: "", usage: {}, points: [], events: [], decisions: [], levels: [], intervalS: 10, lastS: 3600, now: 0, ahead: 0 };
 const pictures = new Map();
@@ -108,18 +109,13 @@ function take(name, data) {
 // The one line that a screen reader says when the level changes.
 function tell(name, data) {
   const words = {
-    decision: () => `${way(data)} from ${data.source} to ${data.dest}: ${data.reason}`,
+    decision: () => `${WAYS[data.direction]} from ${data.source} to ${data.dest}: ${data.reason}`,
     switched: () => (data.level === "off" ? "Nothing is loaded now" : `${data.level} answers now`),
     switch_failed: () => `${data.level} could not be loaded, ${data.still_serving} serves: ${data.reason}`,
     died: () => `${data.level} died: ${data.reason}`,
     pin: () => (data.level === null ? "Unpinned: the machine decides again" : `Pinned to ${data.level}`),
   }[name]?.();
   if (words) say($("told"), `${clock(now())}  ${words}`);
-}
-
-function way({ source, dest }) {
-  const order = ["off", ...state.levels];
-  return order.indexOf(dest) < order.indexOf(source) ? "Stepping down" : "Climbing";
 }
 
 // ------------------------------------------------------------------ drawing

@@ -206,10 +206,8 @@ export class Picture {
         this.marks.append(button);
       }
       button.event = event;
-      const order = ["off", ...this.state.levels];
       const failed = event.outcome?.event === "switch_failed" ? " failed" : "";
-      const way = order.indexOf(event.dest) < order.indexOf(event.source) ? "down" : "up";
-      button.className = `mark ${way}${failed}`;
+      button.className = `mark ${event.direction}${failed}`;
       button.style.left = `${x}px`;
       button.setAttribute("aria-label", `${clock(secondsOf(event))}, ${event.source} to ${event.dest}: ${event.reason}; ${outcome(event)}`);
     }

@@ -63,10 +63,17 @@ export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// From --low for the smallest level to --high for the largest; "off" has its own.
+const retired = new Map();
+
+// From --low for the smallest level to --high for the largest; "off" has its own, and so has, among warm colours, each
+// level that is no longer on the ladder.
 export function colourOf(level, levels) {
   const place = levels.indexOf(level);
-  if (place < 0) return "var(--off)";
+  if (place < 0 && level === "off") return "var(--off)";
+  if (place < 0) {
+    if (!retired.has(level)) retired.set(level, retired.size);
+    return `oklch(62% 0.11 ${(20 + 55 * retired.get(level)) % 140})`;
+  }
   const share = levels.length < 2 ? 100 : Math.round((100 * place) / (levels.length - 1));
   return `color-mix(in oklch, var(--high) ${share}%, var(--low))`;
 }
