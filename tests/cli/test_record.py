@@ -71,7 +71,7 @@ def test_beside_a_daemon_there_is_nothing_to_record(
         def do_GET(self) -> None:  # the standard library's name
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b"{}")
+            self.wfile.write(b'{"state": "small", "serving": "small", "missing": []}')
 
         def log_message(self, *_: object) -> None:
             pass

@@ -98,10 +98,10 @@ class Run:
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A receiver of traces that is not there, with a key both where some want it and where it is written wrongly."""
+    """A receiver of traces that is not there, with a key both in its address and in its headers."""
     key = SECRETS["key of a receiver of traces"]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:9/{key}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"Authorization: Bearer {key}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"authorization=Bearer%20{key}")
 
 
 @pytest.fixture
