@@ -13,12 +13,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 from scaler.runtimes.tied import die_with_parent, give_way
 
 SPARE_THREADS = 4
 """Threads for HTTP beyond one for each slot: for /health and /tokenize while every slot is busy."""
+LOG_S = 0.3
+"""For so long a process that failed gives llama.cpp's log to be written."""
 
 
 def main() -> None:
@@ -36,7 +39,12 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import xllamacpp
 
-    server = xllamacpp.Server(parameters(xllamacpp, wanted))
+    try:
+        server = xllamacpp.Server(parameters(xllamacpp, wanted))
+    except RuntimeError:
+        # llama.cpp writes what it says from a thread of its own: why it failed would be lost with it if we ended now.
+        time.sleep(LOG_S)
+        raise
     with answer:
         print(json.dumps({"listening": server.listening_address}), file=answer)
     threading.Event().wait()
