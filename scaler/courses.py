@@ -200,16 +200,14 @@ class Courses:
 
 
 def _outcome_of(error: BaseException) -> Outcome:
-    if isinstance(error, RequestRejected):
-        return "rejected"
     if isinstance(error, QueueFull):
         return "queue_full"
     if isinstance(error, RequestTimedOut):
         return "timed_out"
-    return "abandoned" if isinstance(error, GeneratorExit | CancelledError) else "failed"
+    return _part_outcome_of(error)
 
 
-def _part_outcome_of(error: BaseException) -> PartOutcome:
+def _part_outcome_of(error: BaseException) -> Literal["rejected", "abandoned", "failed"]:
     if isinstance(error, RequestRejected):
         return "rejected"
     return "abandoned" if isinstance(error, GeneratorExit | CancelledError) else "failed"
