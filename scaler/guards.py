@@ -30,7 +30,9 @@ class Verdict(NamedTuple):
     """The index of the resource whose figure it is; None for the one that is tightest at the level now."""
 
 
-HELD = "usage at {level} would be {usage} of {total}, at most {threshold} for {extra:.0f} s; {asked:.0f} s are asked"
+_HELD = "usage at {level} would be {usage} of {total}; it has been at most {threshold} for "
+HELD = _HELD + "all of the {asked:.0f} s asked"
+HELD_SO_FAR = _HELD + "{extra:.0f} of the {asked:.0f} s asked"
 ALLOWED = Verdict(True, None, None, "{level} is allowed")
 NOTHING_LOWERS = Verdict(False, None, None, "neither battery power nor heat forbids {level}")
 
@@ -236,7 +238,8 @@ def fits_below_band(evidence: Evidence, position: int) -> Verdict:
             False, usage, limit, "usage at {level} would be {usage} of {total}; to climb it must be at most {threshold}"
         )
     held, asked = evidence.now_s - since, evidence.dwell_s(position)
-    return Verdict(held >= asked, usage, limit, HELD, held, asked)
+    holds = held >= asked
+    return Verdict(holds, usage, limit, HELD if holds else HELD_SO_FAR, held, asked)
 
 
 def shortfall(evidence: Evidence, position: int) -> dict[str, int] | None:
@@ -291,14 +294,11 @@ def recovers(evidence: Evidence, position: int) -> Verdict:
     if since is not None and ahead is not None and ahead.usage > limit:
         words = "usage at {level} would be {usage} of {total} in {extra:.0f} s if this goes on; at most {threshold}"
         return Verdict(False, ahead.usage, limit, words, horizon, resource=ahead.resource)
-    return Verdict(
-        since is not None and held >= asked,
-        usage,
-        limit,
-        HELD if asked else "usage at {level} would be {usage} of {total}; to be loaded it must be at most {threshold}",
-        held,
-        asked,
-    )
+    holds = since is not None and held >= asked
+    words = HELD if holds else HELD_SO_FAR
+    if not asked:
+        words = "usage at {level} would be {usage} of {total}; to be loaded it must be at most {threshold}"
+    return Verdict(holds, usage, limit, words, held, asked)
 
 
 def wanted(evidence: Evidence, _: int) -> Verdict:
@@ -341,7 +341,7 @@ def rested(evidence: Evidence, position: int) -> Verdict:
         since >= dwell,
         None,
         None,
-        "the last change was {extra:.0f} s ago; {asked:.0f} s are asked" if since < 1e9 else "nothing changed yet",
+        "the last change was {extra:.0f} s ago; {asked:.0f} s have to pass" if since < 1e9 else "nothing changed yet",
         since,
         dwell,
     )
@@ -409,7 +409,7 @@ def stays_allowed(evidence: Evidence, position: int) -> Verdict:
         held = evidence.now_s - ceiling.lifted_since
         if held < shortest:
             shortest = held
-            words = f"for {{extra:.0f}} s {_said(ceiling)[1]}; {{asked:.0f}} s are asked"
+            words = f"for {{extra:.0f}} s {_said(ceiling)[1]}; {{asked:.0f}} s have to pass"
             verdict = Verdict(held >= asked, None, None, words, held, asked)
     return verdict
 
@@ -491,6 +491,8 @@ def explain(evidence: Evidence, position: int, verdict: Verdict) -> str:
     """The verdict about a level as one sentence in numbers."""
     usage, total = verdict.measured, "the total"
     if position >= 0:
+        if usage is None and evidence.reading is None and "{usage}" in verdict.words:
+            return f"nothing has been read of this machine yet: the usage at {_name(evidence, position)} is not known"
         needs = evidence.footprints.of(position)
         if "{usage}" in verdict.words and not any(needs):
             return f"{_name(evidence, position)} takes nothing of this machine"

@@ -131,11 +131,11 @@ def test_battery_power_is_told_from_the_first_second_to_the_climb_back() -> None
     why = machine.told()[1]
     assert f"medium is the level now\n  came from large because {lowered}" in why
     assert "next upgrade: none; the tier, battery power, heat, a pin or that nobody asks for a model stands in" in why
-    assert f"large: not by waiting alone\n  the last change was 0 s ago; 300 s are asked\n  {lowered}" in why
+    assert f"large: not by waiting alone\n  the last change was 0 s ago; 300 s have to pass\n  {lowered}" in why
     machine.read(2, 101, mains)
     why = machine.told()[1]
     assert "next upgrade: to large in 3.3 min at the earliest" in why
-    assert "  for 100 s the machine has had mains power; 300 s are asked" in why
+    assert "  for 100 s the machine has had mains power; 300 s have to pass" in why
 
 
 def test_a_level_that_battery_power_forbids_and_that_stays_says_so() -> None:

@@ -194,8 +194,8 @@ def test_it_lowers_the_level_in_the_middle_of_a_switch_too() -> None:
 @pytest.mark.parametrize(
     ("drive", "so", "no_more", "why"),
     [
-        (on_battery, BATTERY, MAINS, "for 100 s the machine has had mains power; 300 s are asked"),
-        (in_heat, HOT, COOL, "for 100 s the processors have not been slowed down for heat; 300 s are asked"),
+        (on_battery, BATTERY, MAINS, "for 100 s the machine has had mains power; 300 s have to pass"),
+        (in_heat, HOT, COOL, "for 100 s the processors have not been slowed down for heat; 300 s have to pass"),
     ],
 )
 def test_a_climb_waits_until_it_has_been_over_for_a_whole_dwell(
@@ -382,7 +382,7 @@ def test_the_heat_of_a_gpu_is_told_by_its_name() -> None:
     drive.observe(drive.reading(4, gpus=(replace(drive.gpu(1)[0], throttled=False),)))
     drive.now_s += 5
     drive.observe(drive.reading(4, gpus=(replace(drive.gpu(1)[0], throttled=False),)))
-    assert said(drive, "stays_allowed", "large") == ("for 5 s gpu0 has not been slowed down for heat; 300 s are asked")
+    assert said(drive, "stays_allowed", "large") == "for 5 s gpu0 has not been slowed down for heat; 300 s have to pass"
 
 
 # ---------------------------------------------------------------------- people

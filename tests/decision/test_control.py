@@ -92,7 +92,7 @@ def test_a_conversation_climbs_descends_and_says_why() -> None:
     assert told[0] == {"type": "ready"}
     assert told[1] == {"target": "small", "urgent": False, "reason": "settled"}
     assert [a["target"] for a in told[301:303]] == ["large", "large"]
-    assert told[301]["reason"].startswith("usage at large would be 66.7 % of 24 GiB, at most 77 %")
+    assert told[301]["reason"].startswith("usage at large would be 66.7 % of 24 GiB; it has been at most 77 %")
     assert told[303]["reason"] == "settled"
     assert told[304]["target"] == "medium"
     assert told[304]["reason"].startswith("usage at large is 96.7 % of 24 GiB; the limit is 80 %")

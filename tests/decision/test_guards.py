@@ -38,7 +38,7 @@ def test_every_guard_tells_its_numbers() -> None:
         (
             "fits_below_band",
             "small",
-        ): "usage at small would be 41.7 % of 24 GiB, at most 77 % for 109 s; 300 s are asked",
+        ): "usage at small would be 41.7 % of 24 GiB; it has been at most 77 % for 109 of the 300 s asked",
         ("recovers", "small"): "usage at small would be 41.7 % of 24 GiB; to be loaded it must be at most 94.5 %",
         ("forecast_fits", "large"): "usage at large would be 83.3 % of 24 GiB; the limit is 80 %",
         (
@@ -62,7 +62,7 @@ def test_every_guard_tells_its_numbers() -> None:
         ("still_serves", "large"): "large is not loaded",
         ("pinned", "large"): "large is not pinned",
         ("allowed", "large"): "large is allowed",
-        ("stays_allowed", "large"): "for 108 s the machine has had mains power; 300 s are asked",
+        ("stays_allowed", "large"): "for 108 s the machine has had mains power; 300 s have to pass",
         ("over_ceiling", "large"): "neither battery power nor heat forbids large",
         ("under_ceiling", "medium"): "neither battery power nor heat forbids medium",
     }

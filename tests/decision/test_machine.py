@@ -663,7 +663,7 @@ def test_a_pin_that_cannot_be_is_refused_with_the_reason_and_changes_nothing(
 def test_before_the_first_reading_a_pin_is_refused() -> None:
     """What is not known cannot be promised."""
     drive = Driver()
-    with pytest.raises(PinRefused, match="usage at small would be unknown of the total"):
+    with pytest.raises(PinRefused, match="cannot pin small: nothing has been read of this machine yet"):
         drive.machine.pin("small", drive.now_s)
 
 

@@ -244,6 +244,8 @@ def test_whoevers_words_they_are_they_stay_words(
     advice["suggestions"] = [{"text": f"closing {HOSTILE}, 3.0 GiB, would make room for {HOSTILE}"}]
     page.route("**/advice", lambda route: route.fulfill(json=advice))
     with serving(ladder=ladder) as (url, manager, watch):
+        # Before the first reading a pin is refused.
+        watch.readings(1)
         manager.scaler.pin(HOSTILE)
         settles_at(manager, watch, HOSTILE)
         page.goto(url)

@@ -27,14 +27,14 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "room: dwell off by one",
         G,
-        "return Verdict(held >= asked, usage, limit, HELD, held, asked)\n\n\ndef shortfall",
-        "return Verdict(held >= asked - 1, usage, limit, HELD, held, asked)\n\n\ndef shortfall",
+        "    holds = held >= asked\n",
+        "    holds = held >= asked - 1\n",
     ),
     Fault(
         "room: dwell ignored",
         G,
-        "return Verdict(held >= asked, usage, limit, HELD, held, asked)\n\n\ndef shortfall",
-        "return Verdict(True, usage, limit, HELD, held, asked)\n\n\ndef shortfall",
+        "    holds = held >= asked\n",
+        "    holds = True\n",
     ),
     Fault(
         "room: band ignored in the evidence",
@@ -303,16 +303,18 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "recovery: off by one",
         G,
-        "        since is not None and held >= asked,\n",
-        "        since is not None and held >= asked - 1,\n",
+        "    holds = since is not None and held >= asked\n",
+        "    holds = since is not None and held >= asked - 1\n",
     ),
     Fault(
         "recovery: > in place of >=",
         G,
-        "        since is not None and held >= asked,\n",
-        "        since is not None and held > asked,\n",
+        "    holds = since is not None and held >= asked\n",
+        "    holds = since is not None and held > asked\n",
     ),
-    Fault("recovery: at once", G, "        since is not None and held >= asked,\n", "        since is not None,\n"),
+    Fault(
+        "recovery: at once", G, "    holds = since is not None and held >= asked\n", "    holds = since is not None\n"
+    ),
     Fault(
         "recovery: a rise does not matter",
         G,
