@@ -27,7 +27,7 @@ PART_OUTCOMES: Mapping[PartOutcome, str] = MappingProxyType(
         "failed": "the model died under it, or failed to answer",
         "rejected": "the level did not take the request",
         "not_asked": "the model was gone before the request had reached it",
-        "abandoned": "the client left",
+        "abandoned": "the client left, or the daemon ended",
     }
 )
 """How one level's part of an answer may end."""
@@ -39,7 +39,7 @@ OUTCOMES: Mapping[Outcome, str] = MappingProxyType(
         "rejected": "refused by the runtime for a fault of its own",
         "queue_full": "refused, because too many waited already",
         "timed_out": "refused, because no level came in time",
-        "abandoned": "the client left before the end",
+        "abandoned": "the client left, or the daemon ended, before the end",
     }
 )
 """How a request may end."""

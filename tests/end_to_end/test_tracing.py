@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +29,7 @@ from tests.runtimes.openai_server import OpenAIServer
 
 Serving = Callable[..., Any]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+JSON = {"Content-Type": "application/json"}
 SECRET = "my name is Ada and nobody shall know"
 TOKENS = 300
 COUNTED = "".join(f" {number}" for number in range(1, TOKENS + 1))
@@ -105,7 +108,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 def ask(url: str, text: str, on_chunk: Callable[[str], None] = lambda _: None, **besides: Any) -> str:
     """The text of a streamed answer to a client that traces."""
     body = {"messages": [{"role": "user", "content": text}], "stream": True, "temperature": 0, **besides}
-    headers = {"Content-Type": "application/json", "traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "ours=1"}
+    headers = {**JSON, "traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "ours=1"}
     said = ""
     request = Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
     with urlopen(request, timeout=PATIENCE_S) as answer:
@@ -205,6 +208,29 @@ def test_a_runtime_with_http_goes_on_with_the_trace(serving: Serving, receiver: 
     (part,) = receiver.named("chat away")
     assert headers["traceparent"] == f"00-{TRACE}-{part.span_id.hex()}-01"
     assert headers["tracestate"] == "ours=1"
+
+
+def test_an_answer_that_the_end_of_the_daemon_cuts_off_is_still_told(
+    running: Callable[..., Any], receiver: Receiver
+) -> None:
+    """It is just then that somebody looks at what went on."""
+    with running(levels=("small",)) as (manager, watch):
+        endpoint = Endpoint(manager, "127.0.0.1", 0)
+        endpoint.start()
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        (model,) = manager._switcher.pids()
+        body = {"messages": [{"role": "user", "content": "Count."}], "stream": True, "max_tokens": 2000}
+        request = Request(f"{endpoint.url}/v1/chat/completions", json.dumps(body).encode(), JSON)
+        with urlopen(request, timeout=PATIENCE_S) as answer:
+            assert answer.readline().startswith(b"data: ")
+            # It cannot come to its end in the time that the daemon gives it.
+            os.kill(model, signal.SIGSTOP)
+            endpoint.stop()
+            os.kill(model, signal.SIGCONT)
+        (part,), (whole,) = receiver.named("chat small"), receiver.named("chat auto")
+    assert attributes(part)["scaler.outcome"] == attributes(whole)["scaler.outcome"] == "abandoned"
+    assert attributes(whole)["gen_ai.usage.output_tokens"] > 0
 
 
 def test_without_the_variables_nothing_of_it_is_imported_or_passed_on(serving: Serving) -> None:
