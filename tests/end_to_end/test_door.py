@@ -234,7 +234,9 @@ def test_a_foreign_page_can_neither_ask_nor_change_anything(serving: Running, he
 
 def test_its_own_pages_and_plain_programs_come_in(serving: Running) -> None:
     """A page of the same origin, a person who types the address, curl without a header."""
-    with serving() as (url, _, _):
+    with serving() as (url, _, watch):
+        # Before the first reading a pin is refused.
+        watch.readings(1)
         own = {"Origin": url, "Sec-Fetch-Site": "same-origin"}
         assert status(url, "/pin", own | JSON, method="PUT", body=b'{"level": "small"}') == 200
         assert status(url, "/status", {"Sec-Fetch-Site": "none"}) == 200
