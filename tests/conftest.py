@@ -1,13 +1,24 @@
-"""What all tests share: the demo models, made once and kept between runs, and figures for the log."""
+"""What all tests share: how hard hypothesis looks, the demo models, made once and kept, and figures for the log."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from scaler.demo.models import make_demo_models
+
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
+# How quick a shared machine is says nothing about the code.
+SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
+settings.register_profile("quick", max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=SLOW)
+settings.register_profile(
+    "thorough", max_examples=500, stateful_step_count=250, deadline=None, suppress_health_check=SLOW, print_blob=True
+)
+settings.load_profile(PROFILE)
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,7 @@ def test_a_level_may_have_any_name_without_breaking_mermaid(names: list[str]) ->
 
 
 @pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(TEXT, min_size=1, max_size=3, unique=True))
 def test_a_level_may_have_any_name_without_breaking_graphviz(names: list[str]) -> None:
     """Graphviz itself draws it, and the names come out as they went in."""

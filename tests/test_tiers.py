@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scaler import paths
@@ -86,7 +86,6 @@ def test_real_machines_get_the_tier_of_their_nominal_size(
     assert SHIPPED.detect(Hardware(ram_bytes, cores, vram_bytes)).tier.name == name
 
 
-@settings(deadline=None)  # a shared machine may be slow
 @given(hardware)
 def test_any_hardware_gets_exactly_one_tier(machine: Hardware) -> None:
     """No gaps and no overlaps: the tier found is the only one that nothing speaks against."""
@@ -95,7 +94,6 @@ def test_any_hardware_gets_exactly_one_tier(machine: Hardware) -> None:
     assert SHIPPED.detect(machine).tier == found
 
 
-@settings(deadline=None)  # a shared machine may be slow
 @given(hardware, st.integers(0, 64 * GIB), st.integers(0, 64), st.integers(0, 64 * GIB))
 def test_more_hardware_never_gets_a_lower_tier(machine: Hardware, ram: int, cores: int, vram: int) -> None:
     """Nobody is punished for buying memory."""
@@ -103,7 +101,6 @@ def test_more_hardware_never_gets_a_lower_tier(machine: Hardware, ram: int, core
     assert SHIPPED.detect(more).tier.rank >= SHIPPED.detect(machine).tier.rank
 
 
-@settings(deadline=None)  # a shared machine may be slow
 @given(st.lists(st.lists(requirement, min_size=1, max_size=3), max_size=3), hardware, st.integers(0, 64 * GIB))
 def test_ones_own_tiers_leave_no_gap_either(
     tmp_path_factory: pytest.TempPathFactory, requires: list[list[dict[str, int]]], machine: Hardware, more: int
@@ -145,7 +142,6 @@ def test_the_reasons_give_the_numbers_and_what_the_next_tier_lacks() -> None:
     assert lowest.reasons[0] == "2 GiB of RAM, 1 core, no GPU memory; low_end requires nothing in particular"
 
 
-@settings(deadline=None)  # a shared machine may be slow
 @given(hardware)
 def test_there_is_a_reason_for_every_machine(machine: Hardware) -> None:
     """One sentence for the tier, one for the next higher where there is one."""

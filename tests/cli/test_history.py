@@ -112,7 +112,7 @@ def test_it_tells_each_event_in_one_line_with_time_reason_and_outcome(scaler: Ru
     assert lines[0].startswith("2026-11-23 12:00:01  off → small: ")
     assert lines[0].endswith("[done after 0.50 s, 0.25 s of it loading]")
     assert lines[1].startswith("2026-11-23 12:05:01  small → large: ")
-    assert "usage at large would be 62.5 % of 16 GiB, at most 77 % for 300 s" in lines[1]
+    assert "usage at large would be 62.5 % of 16 GiB; it has been at most 77 % for all of the 300 s" in lines[1]
     assert lines[1].endswith("[done after 3.25 s, 1.62 s of it loading]")
     assert "large → small: " in lines[2]
     assert "of 16 GiB; the limit is 80 %" in lines[2]

@@ -92,7 +92,7 @@ def test_a_long_conversation_with_long_messages_is_kept_whole(keeper: Keeper) ->
     assert questions(kept, "a")[2:] == [f"{number}" for number in range(200)]
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example([("a", [Said({"role": "user", "content": "\ud83d\ude00"}, AT)])], 1)  # halves that JSON would join
 @given(STEPS, st.integers(1, 4))
 def test_a_file_remembers_what_memory_does(

@@ -1,19 +1,10 @@
-"""How hard hypothesis looks: ``quick`` for every run, ``thorough`` by HYPOTHESIS_PROFILE."""
+"""The search for broken invariants takes its time."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
-from hypothesis import HealthCheck, settings
 
-PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
-SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
-settings.register_profile("quick", max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=SLOW)
-settings.register_profile(
-    "thorough", max_examples=500, stateful_step_count=250, deadline=None, suppress_health_check=SLOW, print_blob=True
-)
-settings.load_profile(PROFILE)
+from tests.conftest import PROFILE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -145,7 +145,7 @@ def test_a_damaged_file_ends_at_the_damage_and_says_so(tmp_path: Path) -> None:
     assert path.name in recording.notes[0]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 40), st.integers(0, 9))
 def test_the_folder_stays_within_its_bound(tmp_path_factory: pytest.TempPathFactory, kib: int, seed: int) -> None:
     """Whatever is recorded: the oldest goes first, and what is left is still readable."""

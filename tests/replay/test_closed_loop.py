@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields, replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaler.levels import GIB, RAM, Ladder, Level
@@ -30,7 +30,7 @@ LADDER = Ladder(
 GPU_LADDER = Ladder([replace(level, footprint={"gpu0": level.footprint[RAM]}) for level in LADDER])
 """The same on a GPU, which is as large."""
 STEP_S = 2.0
-thorough = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(max_examples=60)
 
 stretches = st.lists(st.tuples(st.integers(1, 40), st.floats(0, 1)), min_size=1, max_size=12)
 plain_stretches = st.lists(st.tuples(st.integers(1, 8), st.sampled_from([0.0, 0.3, 0.5, 0.6, 0.8, 0.97])), max_size=6)

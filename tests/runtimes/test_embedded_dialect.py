@@ -66,7 +66,7 @@ def chunked(pieces: Sequence[bytes], end: bytes = b"0\r\n\r\n") -> bytes:
     return STREAM + b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces if piece) + end
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, len(EVENTS)), max_size=30))
 def test_events_are_the_same_however_the_stream_is_cut(cuts: list[int]) -> None:
     """Also within a character, a line or the marker of the end."""

@@ -107,7 +107,7 @@ def test_two_questions_at_once_have_the_same_answer(proc: FakeProc) -> None:
 counts = st.floats(0, 1e6, allow_nan=False)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(samples=st.lists(st.tuples(counts, counts, counts), min_size=2, max_size=5))
 def test_whatever_the_counters_do_shares_stay_shares(proc: FakeProc, samples: list[tuple[float, float, float]]) -> None:
     """Counters of idle time are known to run backwards."""

@@ -211,7 +211,7 @@ def test_a_limited_group_whose_usage_cannot_be_read_is_a_failure(proc: FakeProc,
 LIMIT = st.one_of(st.just("max"), st.integers(1, 32 * GIB))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(groups=st.lists(st.tuples(LIMIT, st.integers(0, 32 * GIB), st.integers(0, 32 * GIB)), min_size=1, max_size=4))
 def test_whatever_the_groups_say_the_answer_lies_within_the_machine(
     proc: FakeProc, tmp_path: Path, groups: list[tuple[int | str, int, int]]

@@ -151,7 +151,8 @@ def test_a_look_that_takes_long_is_cut_short(desktop: Desktop) -> None:
 
 def test_a_real_program_is_found_with_its_size() -> None:
     """Within a few percent, both ways to look; and those that we were started from are not among what is found."""
-    held = 160 * MIB
+    # More than what else runs on a machine that tests: only the largest are looked at.
+    held = 640 * MIB
     with Hog(held) as hog:
         hog.hold(held)
         for looks in (ProcfsProcesses(Path("/proc")), PsutilProcesses()):

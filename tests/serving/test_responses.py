@@ -96,7 +96,7 @@ def whole(chunks: Sequence[Chunk]) -> dict[str, Any]:
     return response
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(answers, st.lists(st.integers(1, 30), max_size=8), st.sampled_from(["stop", "length", "tool_calls"]))
 def test_however_an_answer_is_cut_into_chunks_the_response_is_the_same(
     parts: Parts, cuts: Sequence[int], finish: str
@@ -118,7 +118,7 @@ def test_however_an_answer_is_cut_into_chunks_the_response_is_the_same(
     Response.model_validate(final)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(answers, st.lists(st.integers(1, 30), max_size=8))
 def test_the_official_client_adds_the_events_up_to_the_same_response(parts: Parts, cuts: Sequence[int]) -> None:
     """Its `responses.stream()` refuses events that come without their item, or items that change."""
