@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import psutil
 from aiohttp import web
 
 from tests.runtimes.ollama_server import COUNTED
@@ -838,3 +839,12 @@ class LmStudioServer:
             "total_tokens": count + len(tokens),
             "completion_tokens_details": {"reasoning_tokens": 0},
         }
+
+
+def processes() -> dict[psutil.Process, list[str]]:
+    """All that fakes of this program run, with their command lines; what ends meanwhile is not among them."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[process] = process.cmdline()
+    return {process: words for process, words in found.items() if "/.lmstudio/" in "".join(words[:1])}

@@ -27,7 +27,7 @@ from scaler.runtimes.lmstudio_size import cached_bytes, weights_named
 from scaler.runtimes.lmstudio_workers import holders
 from scaler.sensors.processes import process_tree
 from tests.runtimes.answers import said
-from tests.runtimes.lmstudio_server import LmStudioServer, Model, Workers
+from tests.runtimes.lmstudio_server import LmStudioServer, Model, Workers, processes
 
 MIB = 1024**2
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "Who are you?"}]}
@@ -85,10 +85,7 @@ async def until(holds: Callable[[], Any]) -> None:
 
 def works() -> bool:
     """Whether any of LM Studio's processes holds, or begins to hold, a model."""
-    return any(
-        "/.lmstudio/" in "".join(command[:1]) and "systemresourcesworker" not in "".join(command)
-        for command in (process.cmdline() for process in psutil.Process().children(recursive=True))
-    )
+    return any("systemresourcesworker" not in "".join(words) for words in processes().values())
 
 
 @pytest.mark.parametrize("workers", WORKERS)

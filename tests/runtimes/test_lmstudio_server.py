@@ -13,7 +13,7 @@ import openai
 import psutil
 import pytest
 
-from tests.runtimes.lmstudio_server import JIT_TTL_S, LmStudioServer, Model, Workers
+from tests.runtimes.lmstudio_server import JIT_TTL_S, LmStudioServer, Model, Workers, processes
 from tests.runtimes.ollama_server import COUNTED
 
 SIZE = 32 * 2**20
@@ -68,12 +68,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def processes() -> list[psutil.Process]:
-    """All that the fake runs."""
-    below = psutil.Process().children(recursive=True)
-    return [process for process in below if "/.lmstudio/" in "".join(process.cmdline()[:1])]
 
 
 def said(stream: Any) -> str:
@@ -443,8 +437,8 @@ def test_a_worker_that_ends_while_it_loads_is_told(studio: LmStudioServer) -> No
     answers: list[tuple[int, Any]] = []
     loading = threading.Thread(target=lambda: answers.append(ask(studio, LOAD, {"model": "small"})))
     loading.start()
-    wait_until(lambda: any("serve" in process.cmdline() for process in processes()))
-    next(process for process in processes() if "serve" in process.cmdline()).kill()
+    wait_until(lambda: any("serve" in words for words in processes().values()))
+    next(process for process, words in processes().items() if "serve" in words).kill()
     loading.join()
     ((status, answer),) = answers
     assert (status, answer["error"]["type"]) == (500, "internal_error")
