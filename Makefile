@@ -7,11 +7,13 @@ RUNS := $(VENV)/.runs
 READY := $(VENV)/.installed
 PEERS := .venv-peers/.installed
 
-.PHONY: run test test-gpu demo lint bench arena ablation diagram schema configuration pictures thorough prove mutants fuzz endurance soak simulate pythons clean
+.PHONY: run help test test-gpu demo lint bench arena ablation diagram schema configuration pictures thorough prove mutants fuzz endurance soak simulate pythons clean
 
-run: $(RUNS) ## the ladder on this machine: demo models, tier, monitor, endpoint
-	@$(BIN)/scaler demo-models
+run: $(RUNS) ## your ladder on this machine, or the demo ladder: monitor, endpoint; `make` alone does it, too
 	@$(BIN)/scaler run
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 test: $(READY) ## all tests, three files at a time, as half of them wait more than they compute; then the soak alone
 	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/soak
@@ -24,7 +26,7 @@ demo: $(RUNS) ## two minutes: a step down under real memory pressure, and the cl
 	@$(BIN)/scaler demo-models
 	@$(BIN)/scaler demo
 
-lint: $(READY)
+lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -95,5 +97,5 @@ $(PEERS):
 	@.venv-peers/bin/python -m pip install --quiet 'litellm[proxy]'
 	@touch $@
 
-clean:
+clean: ## what make has installed and built here
 	rm -rf $(VENV) .venv-peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,19 +6,22 @@ The one place that knows them all; it decides and performs nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaler import paths
+from scaler.documents import Fault, Key
 from scaler.errors import ConfigError, LevelUnavailable, MissingExtra
 from scaler.level_settings import LevelSettings
-from scaler.levels import Ladder, Level
+from scaler.levels import Ladder, Level, misplaced
 from scaler.policy import Policy
 from scaler.runtimes.bounds import Bounds
 from scaler.runtimes.protocol import EmbeddingRuntime, Runtime
-from scaler.settings import EmbeddingSettings, Settings, load_settings
+from scaler.settings import EmbeddingSettings, Settings, read_settings
 from scaler.tiers import Detection, HardwareTierDetector
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ def assemble(config: Path | None = None, running: Parts | None = None) -> Parts:
 
     What is ``running`` already is gone on with: runtimes, which own what they have loaded, and their processes' bounds.
     """
-    settings = load_settings(config)
+    settings = _settings(config)
     tier = settings.detection(HardwareTierDetector())
     policy = settings.policy_on(tier.tier)
     bounds = running.bounds if running is not None else Bounds(settings.processes)
@@ -56,7 +59,7 @@ def assemble(config: Path | None = None, running: Parts | None = None) -> Parts:
         levels[level.name] = (runtimes[level.runtime], level)
     # A runtime of its own: what the levels' runtimes hold counts as own, and stepping down would not free this.
     embeddings = (_embedded(bounds), settings.embeddings) if settings.embeddings else None
-    return Parts(settings, tier, policy, _ladder(levels), levels, embeddings, bounds, runtimes)
+    return Parts(settings, tier, policy, _ladder(settings, levels), levels, embeddings, bounds, runtimes)
 
 
 def usable(
@@ -67,47 +70,78 @@ def usable(
     A server that is off does not: what it holds is asked for when a level is loaded. ``assemble`` puts the parts
     together.
     """
-    settings = load_settings(config)
     # Before the levels are sized, for which it takes the files.
-    if absent := list(absent_files(settings, demo=running is not None)):
-        raise ConfigError("\n".join(absent))
+    settings = _settings(config, partial(absent_files, demo=running is not None))
     try:
         parts = assemble(config, running)
-        for runtime, _ in parts.levels.values():
-            runtime.require()
-        if parts.embeddings is not None:
-            vectors, embeddings = parts.embeddings
-            vectors.require()
-            vectors.embedding_bytes(embeddings)
-    except (LevelUnavailable, MissingExtra) as error:
+    except LevelUnavailable as error:
+        raise ConfigError(str(error)) from error  # it names the file already
+    except MissingExtra as error:
         raise ConfigError(f"{settings.file}: {error}") from error
+    for position, (runtime, _) in enumerate(parts.levels.values()):
+        _check(settings, ("ladder", position, "runtime"), runtime.require)
+    if parts.embeddings is not None:
+        vectors, embeddings = parts.embeddings
+        _check(settings, ("embeddings",), vectors.require)
+        _check(settings, ("embeddings", "model"), partial(vectors.embedding_bytes, embeddings))
     return parts
 
 
-def absent_files(settings: Settings, *, demo: bool) -> Iterator[str]:
+def absent_files(settings: Settings, *, demo: bool) -> Iterator[Fault]:
     """The files that are not there; ``demo``: those of the demo ladder too, which are made when they are wanted."""
-    models: list[LevelSettings | EmbeddingSettings] = [*settings.ladder]
-    if settings.embeddings is not None:
-        models.append(settings.embeddings)
-    for model in models:
+    for at, model in settings.models():
         for key, file in model:
             if not isinstance(file, Path) or file.is_file():
                 continue
             if file.parent != paths.demo_models():
-                yield f"{settings.file}: {model.name}: {file}: no such file; correct the level's {key}"
+                yield Fault((*at, key), f"{model.name}: {file}: no such file; correct the level's {key}")
             elif demo:
-                yield f"{settings.file}: {model.name}: {file}: no such file; make it with `scaler demo-models`"
+                yield Fault((*at, key), f"{model.name}: {file}: no such file; make it with `scaler demo-models`")
 
 
-def _ladder(levels: Mapping[str, tuple[Runtime[Any], LevelSettings]]) -> Ladder:
-    """The ladder with what each level takes: its own footprint, and those of the smaller ones that stand by."""
-    rungs, beside = [], Counter[str]()
-    for name, (runtime, level) in levels.items():
-        alone = runtime.footprint(level)
+def _settings(config: Path | None, more: Callable[[Settings], Iterable[Fault]] = lambda _: ()) -> Settings:
+    """The configuration. Raises ConfigError with all that is wrong with it: by itself, as ``more`` has it, and on this
+    machine's tier.
+    """
+    draft = read_settings(config)
+    if faults := [*draft.faults, *more(draft.settings)]:
+        raise draft.settings.refusal(*faults, *draft.misfits(HardwareTierDetector()))
+    return draft.settings
+
+
+def _check(settings: Settings, key: Key, holds: Callable[[], object]) -> None:
+    """Raises ConfigError, with the line of ``key``, for what a runtime lacks."""
+    try:
+        holds()
+    except (LevelUnavailable, MissingExtra) as error:
+        raise settings.error(key, str(error)) from error
+
+
+def _ladder(settings: Settings, levels: Mapping[str, tuple[Runtime[Any], LevelSettings]]) -> Ladder:
+    """The ladder with what each level takes: its own footprint, and those of the smaller ones that stand by.
+
+    Raises LevelUnavailable for those that cannot be sized, and ConfigError for the order, each with file and line.
+    """
+    rungs: list[Level] = []
+    beside, unsized = Counter[str](), []
+    for position, (name, (runtime, level)) in enumerate(levels.items()):
+        try:
+            alone = runtime.footprint(level)
+        except LevelUnavailable as error:
+            unsized.append(f"{settings.place(('ladder', position, 'model'))}{error}")
+            continue
         footprint = Counter(alone) + beside
         rungs.append(Level(name, footprint, level.quality, level.load_s, level.standby, level.mapped))
         if level.standby:
             beside += Counter(alone)
+    if unsized:
+        raise LevelUnavailable("\n".join(unsized))
+    if faults := [
+        Fault(("ladder", position), wrong.sentence)
+        for position, (below, above) in enumerate(pairwise(rungs), start=1)
+        if (wrong := misplaced(below.name, below.footprint, above.name, above.footprint))
+    ]:
+        raise settings.refusal(*faults)
     return Ladder(rungs)
 
 

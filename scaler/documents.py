@@ -6,6 +6,7 @@ Knows nothing of what any key means.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
@@ -17,7 +18,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from scaler import schema_words
 from scaler.errors import ConfigError
+from scaler.yaml_mistakes import mistake
 
 T = TypeVar("T")
 
@@ -59,27 +62,36 @@ class Document:
     name: str
     data: Mapping[str, Any]
     lines: Mapping[Key, int]
+    misread: tuple[Fault, ...] = ()
+    """What cannot be used whatever it means, such as a key that stands there twice. It is for whoever checks the data
+    to tell, with all else that is wrong."""
 
     def faults(self, schema: TypeAdapter[T], error: ValidationError, at: Key = ()) -> list[Fault]:
         """What pydantic found wrong, in words for a person; ``at`` is where the checked data stands."""
         described = schema.json_schema()
-        return [
-            _fault(described, detail, at, self.data)
-            for detail in error.errors(include_url=False)
-            # pydantic counts an entry with a fault of its own as absent.
-            if not (detail["type"] == "too_short" and detail["input"])
-        ]
+        details = error.errors(include_url=False)
+        found = dict.fromkeys(_fault(described, detail, at, self.data) for detail in details)
+        # Of a list with a fault inside, pydantic also says that it is too short, or no plain value.
+        around = {fault.key[:end] for fault in found for end in range(len(fault.key))}
+        return [fault for fault in found if fault.key not in around]
 
     def error(self, *faults: Fault) -> ConfigError:
-        """One message for all the faults, in the order of their lines."""
-        lines = sorted({(self.line(fault.key), dotted(fault.key), fault.sentence) for fault in faults})
-        told = [
-            f"{self.name}:{line}: {f'{where}: ' if where else ''}{sentence}"
-            for line, where, sentence in lines[:MAX_FAULTS]
-        ]
-        if len(lines) > MAX_FAULTS:
-            told.append(f"{self.name}: and {len(lines) - MAX_FAULTS} more")
-        return ConfigError("\n".join(told))
+        """One message for all the faults, in the order of their lines; but for what follows from what was misread."""
+        spoilt = {fault.key for fault in self.misread}
+        told = {
+            fault
+            for fault in faults
+            if fault in self.misread or not any(fault.key[: len(key)] == key for key in spoilt)
+        }
+        ordered = sorted(told, key=lambda fault: (self.line(fault.key), dotted(fault.key), fault.sentence))
+        lines = [f"{self.place(fault.key)}{fault.sentence}" for fault in ordered[:MAX_FAULTS]]
+        if len(ordered) > MAX_FAULTS:
+            lines.append(f"{self.name}: and {len(ordered) - MAX_FAULTS} more")
+        return ConfigError("\n".join(lines))
+
+    def place(self, key: Key) -> str:
+        """What a message about ``key`` begins with: ``scaler.yaml:3: ladder[0].name: ``."""
+        return f"{self.name}:{self.line(key)}: {f'{dotted(key)}: ' if key else ''}"
 
     def line(self, key: Key) -> int:
         """The line of ``key``, or of the nearest mapping around it that is written down."""
@@ -94,6 +106,31 @@ def parse(schema: TypeAdapter[T], data: object) -> T:
     Through JSON, because pydantic then takes paths and tuples from their plain forms and nothing else for another.
     """
     return schema.validate_json(json.dumps(data), strict=True)
+
+
+def without(data: Mapping[str, Any], keys: Iterable[Key]) -> dict[str, Any]:
+    """The data but for what stands at ``keys``; where nothing does, but for the mapping in which it is missing.
+
+    Of a list all goes, for what is behind an entry would move to its place.
+    """
+    left = copy.deepcopy(dict(data))
+    for *around, last in {_written(data, key) for key in keys} - {()}:
+        inside: dict[Any, Any] = left
+        for part in around:
+            inside = inside.get(part, {})
+        inside.pop(last, None)
+    return left
+
+
+def _written(data: Any, key: Key) -> Key:
+    """As much of a key as stands in the data, down to the first list."""
+    there: list[str | int] = []
+    for part in key:
+        if not isinstance(data, Mapping) or part not in data:
+            break
+        there.append(part)
+        data = data[part]
+    return tuple(there)
 
 
 def dotted(key: Key) -> str:
@@ -126,10 +163,10 @@ def parse_document(content: bytes, name: str) -> Document:
         raise ConfigError(f"{name}:{line}: is not UTF-8 ({error.reason}); expected YAML in UTF-8") from error
     reader = _Reader(name)
     data = reader.plain(_composed(text, name), (), 0)
-    document = Document(name, data if isinstance(data, dict) else {}, reader.lines)
-    if reader.faults:
-        raise document.error(*reader.faults)
+    document = Document(name, data if isinstance(data, dict) else {}, reader.lines, tuple(reader.faults))
     if not isinstance(data, dict):
+        if reader.faults:
+            raise document.error(*reader.faults)
         what = "there is nothing in it" if data is None else f"its top level is {shown(data)}"
         raise document.error(Fault((), f"{what}; expected a mapping of keys to values"))
     return document
@@ -203,10 +240,8 @@ def _composed(text: str, name: str) -> yaml.Node | None:
         loader = _Loader(text)
         return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        what = " ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{name}:{line}: {what}; expected valid YAML") from error
+        found = mistake(text, error)
+        raise ConfigError(f"{name}:{found.line}:{found.column}: {found.sentence}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{name}:{line}: {error.reason}; expected printable text") from error
@@ -302,15 +337,15 @@ def _short(tag: str) -> str:
 
 def _fault(schema: dict[str, Any], detail: Any, at: Key, data: Any) -> Fault:
     """One of pydantic's findings as a fault."""
-    inside, node, around = _found(schema, detail["loc"])
+    inside, node, around = schema_words.located(schema, detail["loc"])
     key = (*at, *inside)
     match detail["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            return Fault(key, f"unknown key; {nearest(str(inside[-1]), _properties(schema, around))}")
+            return Fault(key, f"unknown key; {nearest(str(inside[-1]), schema_words.properties(schema, around))}")
         case "missing" | "missing_argument":
-            return Fault(key, f"is missing; expected {_expected(schema, node)}")
+            return Fault(key, f"is missing; expected {schema_words.expected(schema, node)}")
         case "union_tag_invalid":
-            name, kinds = _kinds(schema, node)
+            name, kinds = schema_words.kinds(schema, node)
             return Fault(
                 (*key, name), f"{shown(detail['input'][name])} cannot be used; expected one of {', '.join(kinds)}"
             )
@@ -318,14 +353,9 @@ def _fault(schema: dict[str, Any], detail: Any, at: Key, data: Any) -> Fault:
             sentence = str(detail["ctx"]["error"])
             return Fault(_named(sentence, key, data), f"{sentence}; expected figures that go together")
     # A URL is not shown, for there may be a password in it.
-    hidden = isinstance(detail["input"], str) and _takes_url(schema, node)
+    hidden = isinstance(detail["input"], str) and schema_words.takes_url(schema, node)
     value = "what is there" if hidden else shown(detail["input"])
-    return Fault(key, f"{value} cannot be used; expected {_expected(schema, node)}")
-
-
-def _takes_url(schema: dict[str, Any], node: dict[str, Any]) -> bool:
-    choices = [_resolved(schema, choice) for choice in node.get("anyOf", (node,))]
-    return any(choice.get("format") == "uri" for choice in choices)
+    return Fault(key, f"{value} cannot be used; expected {schema_words.expected(schema, node)}")
 
 
 def _named(sentence: str, key: Key, data: Any) -> Key:
@@ -333,71 +363,3 @@ def _named(sentence: str, key: Key, data: Any) -> Key:
     for part in key:
         data = data[part]
     return next(((*key, word) for word in sentence.split() if isinstance(data, dict) and word in data), key)
-
-
-def _found(schema: dict[str, Any], where: Key) -> tuple[Key, dict[str, Any], dict[str, Any]]:
-    """The key that pydantic means by ``where``, and the parts of a JSON schema that describe it and what is around it.
-
-    Empty where the schema says nothing. Where one of several kinds of mapping is meant, pydantic names the kind.
-    """
-    key: list[str | int] = []
-    around = node = _resolved(schema, schema)
-    for part in where:
-        if (kind := _kinds(schema, node)[1].get(part)) is not None:
-            node = kind
-            continue
-        around = node
-        node = node.get("items", {}) if isinstance(part, int) else _properties(schema, node).get(part, {})
-        node = _resolved(schema, node)
-        key.append(part)
-    return tuple(key), node, around
-
-
-def _kinds(schema: dict[str, Any], node: dict[str, Any]) -> tuple[str, dict[Any, dict[str, Any]]]:
-    """The key that tells several kinds of a mapping apart, and the kinds by its value; none for a plain mapping."""
-    kinds = [_resolved(schema, choice) for choice in node.get("oneOf", ())]
-    told = [(name, one["const"], kind) for kind in kinds for name, one in kind["properties"].items() if "const" in one]
-    return told[0][0] if told else "", {value: kind for _, value, kind in told}
-
-
-def _properties(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a mapping, also of one that may be left out."""
-    choices = [_resolved(schema, choice) for choice in node.get("anyOf", (node,))]
-    return {name: value for choice in choices for name, value in choice.get("properties", {}).items()}
-
-
-def _resolved(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    if "$ref" in node:
-        described = {name: value for name, value in node.items() if name != "$ref"}
-        return {**schema["$defs"][node["$ref"].rpartition("/")[2]], **described}
-    return node
-
-
-_KINDS = {
-    "number": "a number",
-    "integer": "a whole number",
-    "string": "text",
-    "boolean": "true or false",
-    "array": "a list",
-    "object": "a mapping",
-    "null": "null",
-}
-_LEAST = {"exclusiveMinimum": "above", "minimum": "from", "minItems": "of at least", "minLength": "of at least"}
-_MOST = {"exclusiveMaximum": "below", "maximum": "up to"}
-
-
-def _expected(schema: dict[str, Any], node: dict[str, Any]) -> str:
-    """What a part of a JSON schema takes, in words."""
-    if "anyOf" in node:
-        return " or ".join(_expected(schema, _resolved(schema, choice)) for choice in node["anyOf"])
-    if "oneOf" in node:
-        return "a mapping"
-    if "const" in node:
-        return repr(node["const"])
-    if "enum" in node:
-        return f"one of {', '.join(map(str, node['enum']))}"
-    if node.get("format") == "uri":
-        return "an http or https URL"
-    kind = "a path" if node.get("format") == "path" else _KINDS[node["type"]]
-    bounds = [f"{words} {node[bound]:,}" for bound, words in {**_LEAST, **_MOST}.items() if bound in node]
-    return f"{kind} {' and '.join(bounds)}".rstrip()

@@ -22,6 +22,8 @@ class Effective:
     """The configured limit of the resource that is tightest there."""
     limit: float
     """Usage above this makes the level give way: scale-at less the caution that incidents taught."""
+    critical_at: float
+    """The configured mark of that resource from which on the level gives way even where a person pinned it."""
     dwell_s: float
     """For how long a climb to it must have been possible: longer after wasted ones."""
     band: float
@@ -51,11 +53,13 @@ def effective(evidence: Evidence) -> tuple[Effective, ...]:
 
 def _of(evidence: Evidence, position: int) -> Effective:
     expected = evidence.expected(position)
+    scale_at, critical_at = evidence.thresholds(evidence.tightest(position))
     return Effective(
         evidence.ladder[position].name,
         {name: size for name, size in zip(evidence.resources, evidence.footprints.of(position), strict=True) if size},
-        evidence.thresholds(evidence.tightest(position))[0],
+        scale_at,
         evidence.own(position, evidence.limits[position]) or 0.0,
+        critical_at,
         evidence.dwell_s(position),
         evidence.policy.band if expected is None else expected.peak.band,
         None if expected is None else evidence.own(position, expected.at_most, expected.resource),

@@ -56,8 +56,16 @@ class Saving:
     saved: Mapping[str, int]
 
 
-def misplaced(below: Mapping[str, float], above: Mapping[str, float]) -> str | None:
-    """The resource that shows that a level is no larger than the one below it; None where the order is right.
+@dataclass(frozen=True, slots=True)
+class Misplaced:
+    """A level that is no larger than the one below it: the resource that shows it, and the sentence that says so."""
+
+    resource: str
+    sentence: str
+
+
+def misplaced(smaller: str, below: Mapping[str, int], larger: str, above: Mapping[str, int]) -> Misplaced | None:
+    """Whether the level ``larger`` is out of place behind ``smaller``; the mappings are the bytes that each takes.
 
     A level may take less of one resource if it takes more of another, and one that takes nothing may stand anywhere.
     """
@@ -67,7 +75,19 @@ def misplaced(below: Mapping[str, float], above: Mapping[str, float]) -> str | N
     resources = {**below, **above}
     if any(above.get(resource, 0) > below.get(resource, 0) for resource in resources):
         return None
-    return max(resources, key=lambda resource: below.get(resource, 0) - above.get(resource, 0))
+    resource = max(resources, key=lambda resource: below.get(resource, 0) - above.get(resource, 0))
+    takes, before = _gib(above.get(resource, 0), below.get(resource, 0))
+    return Misplaced(
+        resource,
+        f"{larger!r} takes {takes} of {'RAM' if resource == RAM else resource} and {smaller!r} before it {before}; "
+        "expected the levels from the smallest to the largest",
+    )
+
+
+def _gib(one: int, other: int) -> tuple[str, str]:
+    """Both in GiB, with two digits behind the point, or as many as it takes to tell them apart."""
+    digits = next((digits for digits in range(2, 10) if f"{one / GIB:.{digits}f}" != f"{other / GIB:.{digits}f}"), 2)
+    return f"{one / GIB:.{digits}f} GiB", f"{other / GIB:.{digits}f} GiB"
 
 
 class Ladder(Sequence[Level]):
@@ -87,12 +107,8 @@ class Ladder(Sequence[Level]):
             if name in names[:position]:
                 raise ConfigError(f"ladder[{position}].name: {name!r} is used twice; expected distinct names")
         for position, (below, above) in enumerate(pairwise(levels), start=1):
-            if what := misplaced(below.footprint, above.footprint):
-                raise ConfigError(
-                    f"ladder[{position}]: {above.name!r} takes {above.footprint.get(what, 0)} bytes of {what}, "
-                    f"{below.name!r} before it {below.footprint.get(what, 0)}; expected levels from the smallest "
-                    "footprint to the largest"
-                )
+            if wrong := misplaced(below.name, below.footprint, above.name, above.footprint):
+                raise ConfigError(f"ladder[{position}]: {wrong.sentence}")
         self._levels = tuple(levels)
         self._index = {level.name: index for index, level in enumerate(levels)}
 

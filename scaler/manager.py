@@ -235,6 +235,11 @@ class ModelManager:
         return self._switcher.loaded
 
     @property
+    def former(self) -> str | None:
+        """The level of the configuration before a reload whose model answers until the next level does, if any."""
+        return self._switcher.former
+
+    @property
     def courses(self) -> Courses:
         """What becomes of each request, told on the effects' loop."""
         return self._relay.courses
@@ -493,8 +498,15 @@ class ModelManager:
         # Whoever asked for it may hang up; it is not left half done.
         task = asyncio.create_task(self._reload(), name="reload")
         self._reloads.add(task)
-        task.add_done_callback(self._reloads.discard)
+        task.add_done_callback(self._reloaded)
         return await asyncio.shield(task)
+
+    def _reloaded(self, task: asyncio.Task[Reload]) -> None:
+        self._reloads.discard(task)
+        # Asked for, since nobody else may: a refusal is in the log, and whoever wanted the answer may have hung up.
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, ScalerError | OSError):
+            log.error("reading the configuration anew failed unexpectedly", exc_info=error)
 
     async def _reload(self) -> Reload:
         async with self._reloading:

@@ -1,7 +1,7 @@
 """What happened: the journal's records as a person asks for them, and what they and the recording tell of a day.
 
-Owns how records belong together and what they say of the time between them. Reads files, so it is not for an event
-loop; the files' forms are in `journal` and `recordings`.
+Owns how records belong together, in which words they are told and what they say of the time between them. Reads files,
+so it is not for an event loop; the files' forms are in `journal` and `recordings`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from scaler.levels import OFF
 from scaler.recent import Point, point_of
 from scaler.recordings import Recording
 from scaler.recordings.recorder import FLUSH_S, began_s, files_of
+from scaler.words import duration, reconfigured
 
 MOST_FILES = 1000
 """How many files of a journal are looked for: as many as the configuration lets there be."""
@@ -61,6 +62,71 @@ def joined(records: Iterable[dict[str, Any]], *, since_s: float = float("-inf"))
             case _:
                 events.append(record)
     return events
+
+
+def in_words(event: Mapping[str, Any]) -> str:
+    """What an event of `joined` tells, without the time."""
+    return ": ".join(filter(None, what_and_why(event)))
+
+
+def what_and_why(event: Mapping[str, Any]) -> tuple[str, str]:
+    """What happened, in a few words, and why or how; empty where the few words say it all."""
+    match event["event"]:
+        case "decision":
+            return f"{event['source']} → {event['dest']}", f"{event['reason']} [{_outcome(event)}]"
+        case "died":
+            return f"{event['level']} died", event["reason"]
+        case "budget_lowered":
+            most = event["max_tokens"]
+            return f"new answers at {event['level']} have {most} tokens at the most", event["reason"]
+        case "budget_restored":
+            return f"new answers at {event['level']} are no longer shortened", ""
+        case "drained":
+            handed = f", {event['handed_over']} of them to go on elsewhere" if event["handed_over"] else ""
+            took = duration(event["took_s"])
+            return f"{event['answers']} answers at {event['level']} ended within {took}{handed}", ""
+        case "handed_over":
+            what = f"an answer of {event['level']} goes on at the next level, after {event['tokens']} tokens"
+            return what, event["reason"] or ""
+        case "not_remembered":
+            who = event["conversation_id"]
+            return f"an answer of {event['level']} in conversation {who} was not remembered", event["reason"]
+        case "advised":
+            suggestions = event["suggestions"]
+            if not suggestions:
+                return "nothing to suggest", event["reason"]
+            others = f" (and {len(suggestions) - 1} more)" if len(suggestions) > 1 else ""
+            return "suggested", f"{suggestions[0]['text']}{others}"
+        case "embeddings_loaded":
+            return f"{event['name']} loaded in {event['load_s']:.2f} s", event["reason"]
+        case "embeddings_gone":
+            return f"{event['name']} is gone", event["reason"]
+        case "told":
+            return "told", event["text"]
+        case "standby_lost":
+            return f"{event['level']} does not stand by", event["reason"]
+        case "unload_failed":
+            return f"{event['level']} was told to go and stays", event["reason"]
+        case "reconfigured":
+            return "configuration read anew", reconfigured(event["changes"], event["restart"])
+        case "pin":
+            return ("unpinned" if event["level"] is None else f"pinned to {event['level']}"), ""
+        case "switched":
+            return f"{event['level']} serves, after {duration(event['took_s'])}", ""
+        case "switch_failed":
+            return f"{event['level']} could not be loaded, {event['still_serving']} serves", event["reason"]
+    return str(event["event"]), ""
+
+
+def _outcome(decision: Mapping[str, Any]) -> str:
+    outcome = decision["outcome"]
+    hurried = ", hurried because usage turned critical" if decision["hurried"] else ""
+    if outcome is None:
+        return f"not finished{hurried}"
+    if outcome["event"] == "switch_failed":
+        return f"failed, {outcome['still_serving']} serves: {outcome['reason']}{hurried}"
+    load = "" if outcome["load_s"] is None else f", {outcome['load_s']:.2f} s of it loading"
+    return f"done after {outcome['took_s']:.2f} s{load}{hurried}"
 
 
 def at_s(record: dict[str, Any]) -> float:

@@ -16,6 +16,9 @@ from scaler.scales import Scale
 Ratio = Annotated[float, Gt(0), Lt(1)]
 Seconds = Annotated[float, Ge(0), Lt(1e7)]
 
+LARGEST = ("max_level", "battery_max_level", "throttled_max_level")
+"""The parameters that name a level of the ladder, the largest in some circumstance."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -99,12 +102,7 @@ class Policy:
     @property
     def largest_levels(self) -> dict[str, str]:
         """The levels that are named as the largest, by the parameter that names them."""
-        named = {
-            "max_level": self.max_level,
-            "battery_max_level": self.battery_max_level,
-            "throttled_max_level": self.throttled_max_level,
-        }
-        return {key: level for key, level in named.items() if level is not None}
+        return {key: level for key in LARGEST if (level := getattr(self, key)) is not None}
 
     @property
     def vram_thresholds(self) -> tuple[float, float]:

@@ -44,9 +44,22 @@ def stack(below: Policy, document: Document) -> Policy:
     Raises ConfigError when the figures do not go together.
     """
     try:
-        return parse(POLICY, {**asdict(below), **document.data.get("policy", {})})
+        return _stacked(below, document)
     except ValidationError as error:
-        raise document.error(*document.faults(POLICY, error, _AT)) from error
+        raise document.error(*misfits(below, document)) from error
+
+
+def misfits(below: Policy, document: Document) -> list[Fault]:
+    """What does not go together in that policy, for a ``policy`` that has no fault by itself."""
+    try:
+        _stacked(below, document)
+    except ValidationError as error:
+        return document.faults(POLICY, error, _AT)
+    return []
+
+
+def _stacked(below: Policy, document: Document) -> Policy:
+    return parse(POLICY, {**asdict(below), **document.data.get("policy", {})})
 
 
 def sources(document: Document) -> dict[str, str]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,8 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, HttpUrl, PrivateAttr, TypeAdapter, ValidationError, WithJsonSchema, field_serializer
 
 from scaler import paths, policy_layers
-from scaler.demo.models import SHAPES
-from scaler.documents import JSON_SCHEMA, Document, Fault, Key, Section, dotted, parse, read_document, shown
+from scaler.demo.models import NAMES
+from scaler.documents import JSON_SCHEMA, Document, Fault, Key, Section, dotted, parse, read_document, shown, without
 from scaler.errors import ConfigError
 from scaler.level_settings import (
     EmbeddedLevel,
@@ -29,8 +30,8 @@ from scaler.level_settings import (
     ServedLevel,
     VllmLevel,
 )
-from scaler.levels import GIB, OFF, RAM, misplaced
-from scaler.policy import Policy
+from scaler.levels import OFF, RAM, misplaced
+from scaler.policy import LARGEST, Policy
 from scaler.tiers import AUTO, Detection, HardwareTierDetector, Tier
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -218,6 +219,8 @@ class Settings(Section):
 
     _document: Document = PrivateAttr()
     _ladder_document: Document = PrivateAttr()
+    _positions: tuple[int, ...] = PrivateAttr()
+    """Where in its document each level stands: some lack where one is at fault."""
 
     @property
     def file(self) -> str:
@@ -226,7 +229,29 @@ class Settings(Section):
 
     def error(self, key: Key, sentence: str) -> ConfigError:
         """What to raise for a value that cannot be used: with the file, and the line of ``key``."""
-        return self._document.error(Fault(key, sentence))
+        return self.refusal(Fault(key, sentence))
+
+    def refusal(self, *faults: Fault) -> ConfigError:
+        """What to raise for all of them, in the order of their lines."""
+        of_ladder = [fault for fault in faults if self._of(fault.key) is not self._document]
+        own = [fault for fault in faults if fault not in of_ladder]
+        errors = [str(self._document.error(*own))] if own else []
+        errors += [str(self._ladder_document.error(*of_ladder))] if of_ladder else []
+        return ConfigError("\n".join(errors))
+
+    def place(self, key: Key) -> str:
+        """What a message about ``key`` begins with: file, line and key."""
+        return self._of(key).place(key)
+
+    def models(self) -> Iterator[tuple[Key, LevelSettings | EmbeddingSettings]]:
+        """All that is to be loaded, each with the key at which it stands."""
+        for position, level in zip(self._positions, self.ladder, strict=True):
+            yield ("ladder", position), level
+        if self.embeddings is not None:
+            yield ("embeddings",), self.embeddings
+
+    def _of(self, key: Key) -> Document:
+        return self._ladder_document if key[:1] == ("ladder",) else self._document
 
     def detection(self, detector: HardwareTierDetector) -> Detection:
         """The tier that applies: the one named, or the hardware's. Raises ConfigError for an unknown name."""
@@ -241,29 +266,35 @@ class Settings(Section):
 
         Raises ConfigError when its figures do not go together, or not with the ladder or the monitor.
         """
+        if misfits := self.misfits(tier):
+            raise self.refusal(*misfits)
         policy = policy_layers.stack(tier.policy, self._document)
         names = [level.name for level in self.ladder]
         for key, level in policy.largest_levels.items():
-            if level in names:
-                continue
-            sentence = f"{level!r} is no level of the ladder; expected one of {', '.join(names)}"
-            if key in self.policy:
-                raise self._document.error(Fault(("policy", key), sentence))
-            raise ConfigError(f"{tier.sources[f'policy.{key}']}: policy.{key}: {sentence}")
-        if self.monitor.interval_s >= policy.stale_after_s:
-            sentence = (
-                f"at {self.monitor.interval_s:g} every reading would be too old to be evidence for an upgrade; "
-                f"expected less than policy.stale_after_s, {policy.stale_after_s:g}"
-            )
-            raise self._document.error(Fault(("monitor", "interval_s"), sentence))
+            if level not in names:
+                # The person's own was judged with their ladder.
+                raise ConfigError(f"{tier.sources[f'policy.{key}']}: policy.{key}: {_no_level(level, names)}")
         return policy
+
+    def misfits(self, tier: Tier) -> list[Fault]:
+        """What of this does not go together on a machine of ``tier``."""
+        if misfits := policy_layers.misfits(tier.policy, self._document):
+            return misfits
+        stale_after_s = policy_layers.stack(tier.policy, self._document).stale_after_s
+        if self.monitor.interval_s < stale_after_s:
+            return []
+        sentence = (
+            f"at {self.monitor.interval_s:g} every reading would be too old to be evidence for an upgrade; "
+            f"expected less than policy.stale_after_s, {stale_after_s:g}"
+        )
+        return [Fault(("monitor", "interval_s"), sentence)]
 
     def decided(self, tier: Tier) -> dict[str, Decided]:
         """Every value that applies on a machine of ``tier``, by its dotted key. Raises ConfigError."""
         files = {**tier.sources, **policy_layers.sources(self._document)}
         values = {}
         for key, value in _leaves(self.model_dump(mode="json", exclude={"policy"})):
-            document = self._ladder_document if key[0] == "ladder" else self._document
+            document = self._of(key)
             source = document.name if key in document.lines else policy_layers.DEFAULT
             values[dotted(key)] = Decided(value, source)
         for name, value in asdict(self.policy_on(tier)).items():
@@ -274,61 +305,115 @@ class Settings(Section):
 _SETTINGS = TypeAdapter(Settings)
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A configuration as it is written: what of it can be used, and all that is wrong with it."""
+
+    settings: Settings
+    """Without what is at fault: a level is not there, and of all else the default is in its place."""
+    faults: tuple[Fault, ...]
+
+    def is_at_fault(self, section: str) -> bool:
+        """Whether something in that section of the file is."""
+        return any(fault.key[0] == section for fault in self.faults)
+
+    def misfits(self, detector: HardwareTierDetector) -> list[Fault]:
+        """What is wrong with it for its tier only, and does not follow from the faults. Raises like `detection`."""
+        name = self.settings.tier
+        if self.is_at_fault("tier"):
+            return []
+        if name != AUTO and (unknown := detector.unknown(name)):
+            return [Fault(("tier",), unknown)]
+        if self.is_at_fault("policy"):
+            return []
+        tier = detector.detect().tier if name == AUTO else detector.tier(name)
+        return [fault for fault in self.settings.misfits(tier) if not self.is_at_fault(str(fault.key[0]))]
+
+
 def load_settings(path: Path | None = None, *, shipped: bool = False) -> Settings:
     """The configuration at ``path``; without one, that of $SCALER_CONFIG, the person's own, or the shipped one.
 
     ``shipped`` asks for the shipped one. Raises ConfigError with every fault, each with file, line and key.
     """
+    draft = read_settings(path, shipped=shipped)
+    if draft.faults:
+        raise draft.settings.refusal(*draft.faults)
+    return draft.settings
+
+
+def read_settings(path: Path | None = None, *, shipped: bool = False) -> Draft:
+    """The same with its faults beside it. Raises ConfigError for a file that cannot be read, or is no YAML mapping."""
     shipped_file = paths.shipped_config() / "scaler.yaml"
     document = read_document(shipped_file if shipped else path or _found() or shipped_file)
     ladder_document = document if "ladder" in document.data else read_document(shipped_file)
-    faults = policy_layers.faults(document)
+    ladder = ladder_document.data["ladder"]
+    entries = ladder if isinstance(ladder, list) else []
+    faults = [*document.misread, *policy_layers.faults(document)]
+    levels: dict[int, LevelSettings]
     try:
-        settings = parse(_SETTINGS, {**document.data, "ladder": ladder_document.data["ladder"]})
+        settings = parse(_SETTINGS, {**document.data, "ladder": ladder})
+        levels = dict(enumerate(settings.ladder))
     except ValidationError as error:
-        raise document.error(*document.faults(_SETTINGS, error), *faults) from error
-    faults += _ladder_faults(settings.ladder)
-    embeddings = settings.embeddings
+        faults += document.faults(_SETTINGS, error)
+        settings, levels = _usable(document, entries, faults)
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+    whole = {position: level for position, level in levels.items() if not _spoilt(position, faults)}
+    faults += _ladder_faults(names, levels, whole) + _limit_faults(document.data.get("policy"), names)
     folder = Path(document.name).absolute().parent
-    levels: list[LevelSettings] = []
-    for position, level in enumerate(settings.ladder):
+    for position, level in levels.items():
         if isinstance(level, EmbeddedLevel | LlamaServerLevel):
             model = _model(level.model, folder, ("ladder", position, "model"), faults)
-            level = level.model_copy(update={"model": model})
+            levels[position] = level = level.model_copy(update={"model": model})
         if isinstance(level, LlamaServerLevel):
             binary = _absolute(level.binary, folder, ("ladder", position, "binary"), faults)
-            level = level.model_copy(update={"binary": binary})
-        levels.append(level)
+            levels[position] = level.model_copy(update={"binary": binary})
+    embeddings = settings.embeddings
     if embeddings is not None:
-        if embeddings.name in [level.name for level in levels]:
+        if embeddings.name in names:
             sentence = f"{embeddings.name!r} is a level of the ladder; expected a name of its own"
             faults.append(Fault(("embeddings", "name"), sentence))
         model = _model(embeddings.model, folder, ("embeddings", "model"), faults)
         embeddings = embeddings.model_copy(update={"model": model})
-    journal_path = _absolute(settings.journal.path, folder, ("journal", "path"), faults)
-    conversations_path = settings.conversations.path
-    if conversations_path is not None:
-        conversations_path = _absolute(conversations_path, folder, ("conversations", "path"), faults)
-    recording_path = _absolute(settings.recording.path, folder, ("recording", "path"), faults)
-    remembered_path = _absolute(settings.remembered.path, folder, ("remembered", "path"), faults)
-    if faults:
-        raise document.error(*faults)
-    journal = settings.journal.model_copy(update={"path": journal_path})
-    conversations = settings.conversations.model_copy(update={"path": conversations_path})
-    recording = settings.recording.model_copy(update={"path": recording_path})
-    remembered = settings.remembered.model_copy(update={"path": remembered_path})
-    settings = settings.model_copy(
-        update={
-            "ladder": tuple(levels),
-            "embeddings": embeddings,
-            "journal": journal,
-            "conversations": conversations,
-            "recording": recording,
-            "remembered": remembered,
-        }
-    )
-    settings._document, settings._ladder_document = document, ladder_document
-    return settings
+    changed: dict[str, Any] = {
+        "ladder": tuple(levels.values()),
+        "embeddings": embeddings,
+        "server": _server(settings.server, folder, faults),
+    }
+    for name in ("journal", "conversations", "recording", "remembered"):
+        section = getattr(settings, name)
+        if section.path is not None:
+            file = _absolute(section.path, folder, (name, "path"), faults)
+            changed[name] = section.model_copy(update={"path": file})
+    settings = settings.model_copy(update=changed)
+    settings._document, settings._ladder_document, settings._positions = document, ladder_document, tuple(levels)
+    return Draft(settings, tuple(faults))
+
+
+def _usable(
+    document: Document, ladder: Sequence[Any], faults: Collection[Fault]
+) -> tuple[Settings, dict[int, LevelSettings]]:
+    """What of a document with these faults has none: its sections, and its levels by their positions."""
+    # One level has to be there.
+    data = {**document.data, "ladder": [{"name": "none", "model": "none"}]}
+    settings: Settings | None = None
+    while settings is None:
+        try:
+            settings = parse(_SETTINGS, data)
+        except ValidationError as error:
+            data = without(data, [fault.key for fault in document.faults(_SETTINGS, error)])
+    level_schema: TypeAdapter[LevelSettings] = TypeAdapter(LevelOfRuntime)
+    levels = {}
+    for position, entry in enumerate(ladder):
+        keys = [fault.key[2:] for fault in faults if fault.key[:2] == ("ladder", position)]
+        # What a level's keys mean hangs on what loads it.
+        if isinstance(entry, dict) and () not in keys and ("runtime",) not in keys:
+            with suppress(ValidationError):
+                levels[position] = parse(level_schema, without(entry, keys))
+    return settings, levels
+
+
+def _spoilt(position: int, faults: Collection[Fault]) -> bool:
+    return any(fault.key[:2] == ("ladder", position) for fault in faults)
 
 
 def settings_schema() -> dict[str, Any]:
@@ -353,9 +438,8 @@ def _model(path: Path, folder: Path, key: Key, faults: list[Fault]) -> Path:
     if not str(path).startswith(DEMO):
         return _absolute(path, folder, key, faults)
     name = str(path).removeprefix(DEMO)
-    known = [shape.name for shape in SHAPES]
-    if name not in known:
-        faults.append(Fault(key, f"there is no demo model {name!r}; expected one of {', '.join(known)}"))
+    if name not in NAMES:
+        faults.append(Fault(key, f"there is no demo model {name!r}; expected one of {', '.join(NAMES)}"))
     return paths.demo_models() / f"{name}.gguf"
 
 
@@ -383,70 +467,95 @@ def _server(server: ServerSettings, folder: Path, faults: list[Fault]) -> Server
     return server.model_copy(update={"token_file": token_file, "tls": tls})
 
 
-def _ladder_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
-    """What the schema of a single level cannot tell: the levels' names and their declared order."""
+def _ladder_faults(
+    names: Sequence[Any], levels: Mapping[int, LevelSettings], whole: Mapping[int, LevelSettings]
+) -> list[Fault]:
+    """What the schema of a single level cannot tell. ``names`` are of all levels, and None or nonsense for some.
+
+    ``levels`` has those that can be used, by their positions, and ``whole`` those of them that are not at fault: only
+    these are compared, for what another lacks may be what is misspelt there.
+    """
     faults = []
-    names = [level.name for level in levels]
     for position, name in enumerate(names):
+        if not isinstance(name, str):
+            continue
         if name in (OFF, "") or not name.isprintable():
             faults.append(Fault(("ladder", position, "name"), f"{name!r} cannot be a level's name; expected another"))
         elif name in names[:position]:
             first = dotted(("ladder", names.index(name)))
             faults.append(Fault(("ladder", position, "name"), f"{name!r} is {first} already; expected distinct names"))
-    faults += _server_faults(levels)
-    below: tuple[LevelSettings, Mapping[str, int]] | None = None
-    for position, level in enumerate(levels):
+    for position, level in levels.items():
+        if isinstance(level, ServedLevel):
+            faults += _server_faults(level, ("ladder", position))
+    return faults + _place_faults(whole) + _ollama_faults(whole) + _order_faults(whole)
+
+
+def _limit_faults(policy: Any, names: Sequence[Any]) -> list[Fault]:
+    """The levels that a policy names and that the ladder has not; none where a level's name cannot be read."""
+    if not isinstance(policy, dict) or not names or not all(isinstance(name, str) for name in names):
+        return []
+    named = {key: policy[key] for key in LARGEST if isinstance(policy.get(key), str)}
+    return [Fault(("policy", key), _no_level(level, names)) for key, level in named.items() if level not in names]
+
+
+def _no_level(level: str, names: Sequence[str]) -> str:
+    return f"{level!r} is no level of the ladder; expected one of {', '.join(dict.fromkeys(names))}"
+
+
+def _order_faults(levels: Mapping[int, LevelSettings]) -> list[Fault]:
+    """The levels that are declared to take no more than the one before them."""
+    faults = []
+    below: tuple[str, Mapping[str, int]] | None = None
+    for position, level in levels.items():
         declared = level.declared
         if RAM not in declared and level.estimates_ram:
             continue
-        if below is not None:
-            smaller, taken = below
-            if resource := misplaced(taken, declared):
-                faults.append(
-                    Fault(
-                        ("ladder", position, "ram_gib" if resource == RAM else "vram_gib"),
-                        f"{level.name!r} takes {declared.get(resource, 0) / GIB:g} GiB of {resource} and "
-                        f"{smaller.name!r} before it {taken.get(resource, 0) / GIB:g}; "
-                        "expected the levels from the smallest to the largest",
-                    )
-                )
-        below = level, declared
+        if below is not None and (wrong := misplaced(*below, level.name, declared)):
+            key = "ram_gib" if wrong.resource == RAM else "vram_gib"
+            faults.append(Fault(("ladder", position, key), wrong.sentence))
+        below = level.name, declared
     return faults
 
 
-def _server_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
-    """What scaler cannot do with levels that live in a server."""
+def _server_faults(level: ServedLevel, at: Key) -> list[Fault]:
+    """What scaler cannot do with a level that lives in a server."""
+    if level.url.username or level.url.password or level.url.query or level.url.fragment:
+        # Not shown: this is told in logs and notices.
+        sentence = (
+            "holds a name, a password, or what follows a ? or #; expected the address alone, and for a key key_env "
+            "with the name of an environment variable"
+        )
+        return [Fault((*at, "url"), sentence)]
+    faults = []
+    if level.key_env is not None and not VARIABLE.fullmatch(level.key_env):
+        # Not shown: it may be the key itself, by mistake.
+        sentence = "is not the name of an environment variable; expected one, such as OPENAI_API_KEY"
+        faults.append(Fault((*at, "key_env"), sentence))
+    if isinstance(level, OpenAILevel):
+        for key in ("ram_gib", "vram_gib"):
+            if getattr(level, key):
+                sentence = "nothing is unloaded there, so that nothing would come back; expected none"
+                faults.append(Fault((*at, key), sentence))
+    elif level.url.host not in LOOPBACK:
+        sentence = (
+            f"{str(level.url)!r} is not this machine, whose memory is watched; expected {' or '.join(LOOPBACK)}, "
+            "or openai as the runtime, to have requests answered there and nothing loaded"
+        )
+        faults.append(Fault((*at, "url"), sentence))
+    return faults
+
+
+def _place_faults(levels: Mapping[int, LevelSettings]) -> list[Fault]:
+    """The levels that are the same model, where it can be loaded one way only."""
     faults = []
     places: dict[tuple[object, ...], str] = {}
-    for position, level in enumerate(levels):
-        if not isinstance(level, ServedLevel):
-            continue
-        at = ("ladder", position)
-        if level.url.username or level.url.password:
-            # Not shown: this is told in logs and notices.
-            sentence = "holds a name or a password; expected none, and key_env with the name of an environment variable"
-            faults.append(Fault((*at, "url"), sentence))
-            continue
-        if level.key_env is not None and not VARIABLE.fullmatch(level.key_env):
-            # Not shown: it may be the key itself, by mistake.
-            sentence = "is not the name of an environment variable; expected one, such as OPENAI_API_KEY"
-            faults.append(Fault((*at, "key_env"), sentence))
-        if isinstance(level, OpenAILevel):
-            for key in ("ram_gib", "vram_gib"):
-                if getattr(level, key):
-                    sentence = "nothing is unloaded there, so that nothing would come back; expected none"
-                    faults.append(Fault((*at, key), sentence))
-        elif level.url.host not in LOOPBACK:
-            sentence = (
-                f"{str(level.url)!r} is not this machine, whose memory is watched; expected {' or '.join(LOOPBACK)}, "
-                "or openai as the runtime, to have requests answered there and nothing loaded"
-            )
-            faults.append(Fault((*at, "url"), sentence))
-        place = _place(level)
+    for position, level in levels.items():
+        place = _place(level) if isinstance(level, ServedLevel) else None
         if place is not None and (other := places.setdefault(place, level.name)) != level.name:
             sentence = f"{level.name!r} is the model of {other!r}, which is loaded one way only"
-            faults.append(Fault((*at, "model"), f"{sentence}; expected another model or another server"))
-    return faults + _ollama_faults(levels)
+            key = ("ladder", position, "model")
+            faults.append(Fault(key, f"{sentence}; expected another model or another server"))
+    return faults
 
 
 def _place(level: ServedLevel) -> tuple[object, ...] | None:
@@ -461,10 +570,10 @@ def _place(level: ServedLevel) -> tuple[object, ...] | None:
     return None
 
 
-def _ollama_faults(levels: Sequence[LevelSettings]) -> list[Fault]:
+def _ollama_faults(levels: Mapping[int, LevelSettings]) -> list[Fault]:
     """What scaler cannot do with Ollama's levels: it holds a model once."""
     faults = []
-    ollamas = [(position, level) for position, level in enumerate(levels) if isinstance(level, OllamaLevel)]
+    ollamas = [(position, level) for position, level in levels.items() if isinstance(level, OllamaLevel)]
     for position, level in ollamas:
         larger = [other.name for place, other in ollamas if place > position and other.listed == level.listed]
         if level.standby and larger:

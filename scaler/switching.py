@@ -251,6 +251,12 @@ class Switcher:
         current = self._current
         return OFF if current is None or current.dead else None if current.replaced else current.model.name
 
+    @property
+    def former(self) -> str | None:
+        """The level of the configuration before whose model answers until the next switch is done, if there is one."""
+        current = self._current
+        return None if current is None or current.dead or not current.replaced else current.model.name
+
     def load_heard(self) -> ModelLoad | None:
         """How busy the server of the level that serves is, where it tells. From any thread."""
         current = self._current

@@ -185,7 +185,7 @@ def _read(folder: Path) -> list[tuple[Document, TierFile]]:
     read: dict[str, tuple[Document, TierFile]] = {}
     for path in sorted(path for path in folder.glob("*") if path.suffix in (".yaml", ".yml")):
         document = read_document(path)
-        faults = policy_layers.faults(document)
+        faults = [*document.misread, *policy_layers.faults(document)]
         try:
             file = parse(_TIER_FILE, document.data)
         except ValidationError as error:

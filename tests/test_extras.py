@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -100,7 +102,7 @@ def test_what_an_absent_extra_brings_is_asked_for_in_one_line(use: Use, tmp_path
     assert code == use.code, said
     (line,) = said.splitlines()
     asked = re.fullmatch(
-        r"scaler: (?:.*: )?[\w.]+ is not installed; install it with: pip install 'capability-scaler\[(.+)\]'", line
+        r"scaler: (?:.*: )?[\w.]+ is not installed; install it with: .*pip install .*\[(.+)\]['\"]?", line
     )
     assert asked, line
     assert use.extra in asked[1].split(",")
@@ -130,21 +132,79 @@ def on_a_terminal(command: list[str], environment: Mapping[str, str]) -> tuple[i
         os.close(main)
 
 
-@pytest.mark.parametrize(
-    ("mark", "command"),
-    [
-        ("pipx_metadata.json", "pipx runpip capability-scaler install 'capability-scaler[plots]'"),
-        ("uv-receipt.toml", "uv tool install 'capability-scaler[plots]'"),
-    ],
-)
-def test_the_command_is_that_of_whoever_installed_scaler(
-    mark: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@dataclass(frozen=True)
+class Installed:
+    """How scaler came to be in an environment, and the command that adds an extra to it there."""
+
+    command: str
+    origin: Mapping[str, object] | None = None
+    """What the installer wrote into direct_url.json; nothing where it came from an index."""
+    marks: Mapping[str, str] = field(default_factory=dict)
+    """The files of an installer, by their names."""
+
+
+RECEIPT = '[tool]\nrequirements = [{ name = "capability-scaler", extras = ["llama", "server"] }]\n'
+GIT = {
+    "url": "https://example.org/scaler.git",
+    "vcs_info": {"vcs": "git", "requested_revision": "main", "commit_id": "0123abc"},
+}
+WHEEL = "https://example.org/capability_scaler-0.1.0-py3-none-any.whl"
+INSTALLED = {
+    "an index": Installed("{pip} 'capability-scaler[plots]'"),
+    "a folder": Installed("{pip} '{folder}[plots]'", {"url": "{url}", "dir_info": {}}),
+    "a checkout": Installed("{pip} --editable '{folder}[plots]'", {"url": "{url}", "dir_info": {"editable": True}}),
+    "a wheel": Installed("{pip} '{folder}/s.whl[plots]'", {"url": "{url}/s.whl", "archive_info": {}}),
+    "a wheel elsewhere": Installed(f"{{pip}} 'capability-scaler[plots] @ {WHEEL}'", {"url": WHEEL, "archive_info": {}}),
+    "git": Installed(
+        "{pip} 'capability-scaler[plots] @ git+https://example.org/scaler.git@0123abc'",
+        GIT,
+    ),
+    "pipx": Installed(
+        "pipx runpip capability-scaler install '{folder}[plots]'",
+        {"url": "{url}", "dir_info": {}},
+        {"pipx_metadata.json": ""},
+    ),
+    "uv": Installed("uv tool install 'capability-scaler[llama,server,plots]'", None, {"uv-receipt.toml": RECEIPT}),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the words are quoted as this system's shell has them")
+@pytest.mark.parametrize("installed", [pytest.param(one, id=name) for name, one in INSTALLED.items()])
+def test_the_command_installs_it_from_where_scaler_came_from(
+    installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In an environment of pipx or uv there is no pip to be called by its name."""
-    (tmp_path / mark).touch()
-    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    """An index knows of no checkout; in an environment of pipx or uv there is no pip to be called by its name."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    (folder / "s.whl").touch()
+    pretend(installed, folder, monkeypatch)
+    expected = installed.command.format(pip=f"{sys.executable} -m pip install", folder=folder)
+    with pytest.raises(MissingExtra, match=f"install it with: {re.escape(expected)}$"):
+        extras.require("plots", "matplotlib")
+
+
+def pretend(installed: Installed, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this environment look as if scaler had been installed so, from ``folder``; no pip is on the PATH."""
+    information = folder.parent / "capability_scaler-0.1.0.dist-info"
+    information.mkdir()
+    if installed.origin is not None:
+        text = json.dumps(installed.origin).replace("{url}", folder.as_uri())
+        (information / "direct_url.json").write_text(text, "utf-8")
+    for name, text in installed.marks.items():
+        (folder.parent / name).write_text(text, "utf-8")
+    monkeypatch.setattr(metadata, "distribution", lambda _: metadata.PathDistribution(information))
+    monkeypatch.setattr(sys, "prefix", str(folder.parent))
+    monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtra, match=f"install it with: {re.escape(command)}$"):
+
+
+def test_sources_that_are_gone_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be installed from there."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    pretend(INSTALLED["a folder"], gone, monkeypatch)
+    gone.rmdir()
+    with pytest.raises(MissingExtra, match=re.escape(f"({gone} is gone)")):
         extras.require("plots", "matplotlib")
 
 

@@ -15,10 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scaler import paths
+from scaler.assembly import usable
 from scaler.documents import MAX_BYTES, parse_document
 from scaler.errors import ConfigError
 from scaler.policy import Policy
-from scaler.settings import Settings, load_settings, settings_schema
+from scaler.settings import Settings, TlsSettings, load_settings, settings_schema
 from scaler.tiers import HardwareTierDetector, Tier
 
 Write = Callable[[str | bytes], Path]
@@ -107,9 +108,9 @@ WRONG = [
     ("policy: {throttled_max_level: huge}\n", 1, "policy.throttled_max_level", "'huge' is no level of the ladder"),
     ("tier: hihg_end\n", 1, "tier", "there is no tier 'hihg_end'; expected 'high_end'"),
     ("tier: x\n", 1, "tier", "expected one of auto, low_end, mid_range, high_end"),
-    ("tier: 3\n", 1, "tier", "3 cannot be used; expected text"),
-    ("tier: ''\n", 1, "tier", "expected text of at least 1"),
-    ("ladder: []\n", 1, "ladder", "an empty list cannot be used; expected a list of at least 1"),
+    ("tier: 3\n", 1, "tier", "3 cannot be used; expected some text"),
+    ("tier: ''\n", 1, "tier", "'' cannot be used; expected some text"),
+    ("ladder: []\n", 1, "ladder", "an empty list cannot be used; expected a list of at least one"),
     ("ladder: {}\n", 1, "ladder", "an empty mapping cannot be used; expected a list"),
     ("\nladder:\n", 2, "ladder", "nothing (null) cannot be used; expected a list"),
     ("ladder: [1]\n", 1, "ladder[0]", "1 cannot be used; expected a mapping"),
@@ -120,9 +121,9 @@ WRONG = [
     ("ladder:\n  - name: ''\n    model: a\n", 2, "ladder[0].name", "'' cannot be a level's name"),
     ('ladder:\n  - name: "a\\nb"\n    model: a\n', 2, "ladder[0].name", "cannot be a level's name"),
     ("ladder:\n  - name: 7\n    model: a\n", 2, "ladder[0].name", "7 cannot be used; expected text"),
-    (LADDER.replace("ram_gib: 2", "ram_gib: 0.5"), 7, "ladder[1].ram_gib", "'b' takes 0.5 GiB of ram and 'a' before"),
+    (LADDER.replace("ram_gib: 2", "ram_gib: 0.5"), 7, "ladder[1].ram_gib", "'b' takes 0.50 GiB of RAM and 'a' before"),
     (LADDER.replace("ram_gib: 2", "ram_gib: 1"), 7, "ladder[1].ram_gib", "from the smallest to the largest"),
-    (LADDER.replace("ram_gib: 1", "ram_gib: 2\n    vram_gib: 1"), 6, "ladder[1].vram_gib", "0 GiB of gpu0"),
+    (LADDER.replace("ram_gib: 1", "ram_gib: 2\n    vram_gib: 1"), 6, "ladder[1].vram_gib", "0.00 GiB of gpu0"),
     (LADDER.replace("ram_gib: 1", "ram_gib: 0"), 4, "ladder[0].ram_gib", "0 cannot be used; expected a number above 0"),
     (LADDER + "    runtime: magic\n", 8, "ladder[1].runtime", "expected one of embedded, ollama"),
     (OLLAMA.format("mmap: true"), 2, "ladder[0].mmap", "unknown key; expected one of name, "),
@@ -133,8 +134,22 @@ WRONG = [
         "3 cannot be used; expected one of 1, 2",
     ),
     (OLLAMA.format("num_gpu: -1"), 2, "ladder[0].num_gpu", "-1 cannot be used; expected a whole number from 0"),
+    (OLLAMA.format("gpu: x"), 2, "ladder[0].gpu", "'x' cannot be used; expected a whole number from 0 or a list of"),
+    (OLLAMA.format("gpu: [0, x]"), 2, "ladder[0].gpu[1]", "'x' cannot be used; expected a whole number from 0"),
+    (OLLAMA.format("gpu: []"), 2, "ladder[0].gpu", "an empty list cannot be used; expected a whole number from 0 or a"),
     (OLLAMA.format("url: 'http://10.0.0.1'"), 2, "ladder[0].url", "is not this machine, whose memory is watched"),
-    (OLLAMA.format("url: 'http://me:sesame@127.0.0.1'"), 2, "ladder[0].url", "holds a name or a password; expected"),
+    (
+        OLLAMA.format("url: 'http://me:sesame@127.0.0.1'"),
+        2,
+        "ladder[0].url",
+        "holds a name, a password, or what follows",
+    ),
+    (
+        OLLAMA.format("url: 'http://127.0.0.1?key=sesame'"),
+        2,
+        "ladder[0].url",
+        "expected the address alone, and for a key",
+    ),
     (OLLAMA.format("standby: true"), 2, "ladder[0].standby", "'b' is the same model, which Ollama holds once only"),
     (LADDER + "    gpu_layer: 1\n", 8, "ladder[1].gpu_layer", "expected 'gpu_layers'"),
     (LADDER + "    mmap: yes\n", 8, "ladder[1].mmap", "'yes' cannot be used; expected true or false"),
@@ -166,6 +181,9 @@ WRONG = [
     ("server: {port: 1_000}\n", 1, "server.port", "'1_000' cannot be used"),
     ("server: {port: 8484.0}\n", 1, "server.port", "expected a whole number"),
     ("server: 5\n", 1, "server", "5 cannot be used; expected a mapping"),
+    ("server: {allow_origins: [example]}\n", 1, "server.allow_origins[0]", "'example' is no origin"),
+    ("server: {token_file: ~nosuchuser/t}\n", 1, "server.token_file", "names no user's home"),
+    ("server: {tls: {certificate: ~nosuchuser/c, key: k}}\n", 1, "server.tls.certificate", "names no user's home"),
     ("queue: {limit: " + "9" * 5000 + "}\n", 1, "queue.limit", "is not a number that can be used"),
     ("queue: {limit: 0x" + "f" * 5000 + "}\n", 1, "queue.limit", "is not a number that can be used"),
     ("queue: {wait_s: 1e400}\n", 1, "queue.wait_s", "inf cannot be used"),
@@ -205,17 +223,15 @@ def test_a_fault_is_told_with_file_line_and_key(write: Write, text: str, line: i
         (b"# later\n", ":1: there is nothing in it; expected a mapping"),
         (b"- tier: auto\n", ":1: its top level is a list; expected a mapping"),
         (b"auto\n", ":1: its top level is 'auto'; expected a mapping"),
-        (b"tier: auto\nserver: {\n", ":3: while parsing a flow"),
-        (b"tier: auto\n\tx: 1\n", ":2: while scanning"),
-        (b"tier: a: b\n", ":1: mapping values are not allowed here; expected valid YAML"),
-        (b"--- {}\n--- {}\n", ":2: expected a single document"),
-        (b"tier: *nothing\n", ":1: found undefined alias"),
+        (b"--- {}\n--- {}\n", ":2:1: a second document begins here"),
+        (b"tier: *nothing\n", ":1:7: nothing above is marked '&nothing'"),
+        (b"tier: |x\n  y\n", ":1:8: while scanning a block scalar"),
         (b"tier: auto\nx: \xe9\n", ":2: is not UTF-8"),
         (b"tier: auto\nx: a\0b\n", ":2: special characters are not allowed"),
         (b'tier: "\\UFFFFFFFF"\n', ":1: "),
         (b"%YAML 1." + b"9" * 5000 + b"\n---\na: b\n", ":1: "),
-        (b"[" * 5000, ":1: nested deeper than 16 levels"),
-        (b"{a: " * 5000, ":1: nested deeper than 16 levels"),
+        (b"[" * 5000, ":1:18: nested deeper than 16 levels"),
+        (b"{a: " * 5000, ":1:66: nested deeper than 16 levels"),
         (b"tier: " + b"x" * MAX_BYTES, ": is larger than 64 KiB"),
     ],
 )
@@ -256,6 +272,117 @@ def test_every_fault_is_told_at_once_in_the_order_of_the_lines(write: Write) -> 
         [f"{path}:3", "ladder"],
         [f"{path}:5", "server.port"],
     ]
+
+
+MISTAKES = """\
+polcy: {}
+tier: mid_range
+tier: low_end
+server: {port: 8o84, allow_origins: [nowhere]}
+policy: {scale_at: 80, max_level: hugee}
+queue:
+  limit: 0
+  wait: 3
+ladder:
+  - name: a
+    model: a.gguf
+    ram_gib: 3
+  - name: a
+    model: demo:hugee
+    ram_gib: 1
+  - name: c
+    qualty: 1
+    model: ~nosuchuser/c.gguf
+journal: {path: ~nosuchuser/j}
+"""
+TOLD = [
+    (1, "polcy"), (3, "tier"), (4, "server.allow_origins[0]"), (4, "server.port"), (5, "policy.max_level"),
+    (5, "policy.scale_at"), (7, "queue.limit"), (8, "queue.wait"), (13, "ladder[1].name"), (14, "ladder[1].model"),
+    (15, "ladder[1].ram_gib"), (17, "ladder[2].qualty"), (18, "ladder[2].model"), (19, "journal.path"),
+]  # fmt: skip
+
+
+def test_mistakes_of_all_kinds_are_told_in_one_go(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown keys, types, ranges, doubled keys, paths, names and the order of the ladder: each once, by line."""
+    monkeypatch.setattr("scaler.documents.MAX_FAULTS", 100)
+    path = write(MISTAKES)
+    with pytest.raises(ConfigError) as raised:
+        load_settings(path)
+    told = [line.removeprefix(f"{path}:").split(": ")[:2] for line in str(raised.value).splitlines()]
+    assert told == [[str(line), key] for line, key in TOLD]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        # A level whose name cannot be read may be the one that is meant.
+        ("ladder:\n  - {name: 3, model: a}\npolicy: {max_level: b}\n", [(2, "ladder[0].name")]),
+        # One of another runtime has other keys, and its model may be no file.
+        ("ladder:\n  - {name: a, runtime: magic, model: ~nosuchuser/x, url: 3}\n", [(2, "ladder[0].runtime")]),
+        # What is misspelt may be what a level takes.
+        (
+            "ladder:\n  - {name: a, model: a, ram_gib: 1, vram_gib: 2}\n"
+            "  - {name: b, model: b, ram_gib: 1, vram_gb: 3}\n",
+            [(3, "ladder[1].vram_gb")],
+        ),
+        # Two servers are one only if the misspelt one would be the default.
+        (
+            "ladder:\n  - {name: a, runtime: vllm, model: m, vram_gib: 1}\n"
+            "  - {name: b, runtime: vllm, model: m, vram_gib: 2, ulr: 'http://127.0.0.1:8001'}\n",
+            [(3, "ladder[1].ulr")],
+        ),
+        ("monitor: {interval_s: x}\npolicy: {stale_after_s: 0.5}\n", [(1, "monitor.interval_s")]),
+        ("policy: {scale_at: 97, critical_at: 0.5}\n", [(1, "policy.scale_at")]),
+        ("server: {port: !mine 1}\n", [(1, "server.port")]),
+        ("embeddings: {nme: e}\n", [(1, "embeddings.model"), (1, "embeddings.nme")]),
+    ],
+)
+def test_what_only_follows_from_a_mistake_is_not_told(write: Write, text: str, told: list[tuple[int, str]]) -> None:
+    """It would be gone with the first one, or not be true at all."""
+    path = write(text)
+    with pytest.raises(ConfigError) as raised:
+        usable(path)
+    # There are none, and that follows from nothing else.
+    lines = [line for line in str(raised.value).splitlines() if "no such file" not in line]
+    assert [line.removeprefix(f"{path}:").split(": ")[:2] for line in lines] == [[str(at), key] for at, key in told]
+
+
+def test_what_only_the_tier_or_the_machine_shows_is_told_with_the_rest(write: Write) -> None:
+    """A model that is not there, figures that a tier makes wrong, a tier that there is not: one run of the check."""
+    ladder = "ladder:\n  - {name: a, model: a.gguf}\nqueue: {limit: 0}\n"
+    path = write(f"tier: mid_range\n{ladder}policy: {{critical_at: 0.7}}\n")
+    absent = f"{path}:3: ladder[0].model: a: {path.parent / 'a.gguf'}: no such file; correct the level's model"
+    with pytest.raises(ConfigError) as raised:
+        usable(path)
+    first, second, third = str(raised.value).splitlines()
+    assert (first, second.split(": ")[:2]) == (absent, [f"{path}:4", "queue.limit"])
+    assert third.startswith(f"{path}:5: policy.critical_at: critical_at 0.7 must be above scale_at 0.8")
+    path = write(f"tier: hihg_end\n{ladder}")
+    with pytest.raises(ConfigError) as raised:
+        usable(path)
+    tier_told, *others = str(raised.value).splitlines()
+    assert tier_told.startswith(f"{path}:1: tier: there is no tier 'hihg_end'; expected 'high_end'")
+    assert len(others) == 2
+
+
+def test_the_order_of_levels_that_are_estimated_is_told_with_the_line(
+    write: Write, demo_models: dict[str, Path]
+) -> None:
+    """In GiB, as people have them; so is a file that is no model."""
+    path = write(
+        f"ladder:\n  - name: a\n    model: {demo_models['large']}\n    ram_gib: 0.9\n"
+        f"  - name: b\n    model: {demo_models['small']}\n"
+    )
+    with pytest.raises(ConfigError) as raised:
+        usable(path)
+    told = r": 'b' takes 0\.\d\d GiB of RAM and 'a' before it 0\.90 GiB; expected the levels from the smallest to the"
+    assert re.match(re.escape(f"{path}:5: ladder[1]") + told, str(raised.value))
+    path = write("ladder:\n  - name: a\n    model: mine.yaml\n  - name: b\n    model: mine.yaml\n")
+    with pytest.raises(ConfigError) as raised:
+        usable(path)
+    first, second = str(raised.value).splitlines()
+    assert first.startswith(f"{path}:3: ladder[0].model: a: {path}: not a whole GGUF file")
+    assert second.startswith(f"{path}:5: ladder[1].model: b: {path}: not a whole GGUF file")
 
 
 def test_more_faults_than_can_be_read_are_counted(write: Write) -> None:
@@ -500,12 +627,15 @@ def test_paths_are_relative_to_the_file_and_know_home(
     monkeypatch.chdir(tmp_path)
     write(
         "ladder:\n  - {name: a, model: models/a.gguf}\n  - {name: b, model: ~/b.gguf}\n  - {name: c, model: /c.gguf}\n"
-        "journal: {path: j.jsonl}\n"
+        "journal: {path: j.jsonl}\nserver: {token_file: ~/token, tls: {certificate: cert.pem, key: ~/key.pem}}\n"
     )
     settings = load_settings(Path("mine.yaml"))
     models = [level.model for level in settings.ladder]
     assert models == [tmp_path / "models/a.gguf", Path("/home/ada/b.gguf"), Path("/c.gguf")]
     assert settings.journal.path == tmp_path / "j.jsonl"
+    server = settings.server
+    assert server.token_file == Path("/home/ada/token")
+    assert server.tls == TlsSettings(certificate=tmp_path / "cert.pem", key=Path("/home/ada/key.pem"))
 
 
 def test_a_file_without_a_ladder_keeps_the_demo_ladder(write: Write) -> None:
@@ -521,7 +651,7 @@ def test_levels_of_undeclared_size_are_ordered_when_they_are_sized(write: Write)
         "ladder:\n  - {name: a, model: a, ram_gib: 3}\n  - {name: b, model: b}\n  - {name: c, model: c, ram_gib: 4}\n"
     )
     assert len(load_settings(write(text)).ladder) == 3
-    with pytest.raises(ConfigError, match=r":4: ladder\[2\].ram_gib: 'c' takes 2 GiB of ram and 'a' before it 3"):
+    with pytest.raises(ConfigError, match=r":4: ladder\[2\].ram_gib: 'c' takes 2.00 GiB of RAM and 'a' before"):
         load_settings(write(text.replace("ram_gib: 4", "ram_gib: 2")))
 
 

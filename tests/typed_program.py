@@ -77,9 +77,10 @@ async def asked(config: Path) -> str:
         vectors: list[list[float]] = await manager.embed(["a", "b"]) if manager.embedding_model else []
         counts: tuple[int, int] = (manager.waiting, manager.answering)
         loaded: tuple[str, ...] = manager.loaded
+        former: str | None = manager.former
         takes: tuple[int, int] = manager.takes("small")
         advice, changed, described = await manager.advise(), await manager.reload(), manager.describe("small")
-        print(vectors, counts, loaded, takes, advice.reason, changed.restart, described)
+        print(vectors, counts, loaded, former, takes, advice.reason, changed.restart, described)
         leave()
         decided(manager.scaler)
         return ready + looked_at(answer)

@@ -6,6 +6,7 @@ import argparse
 import http.client
 import json
 import ssl
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,9 @@ from urllib.parse import urlsplit
 from scaler import access_token
 from scaler.access_token import AccessToken
 from scaler.errors import ConfigError, DaemonUnreachable, ScalerError
-from scaler.settings import EVERYWHERE, load_settings
+from scaler.printable import printable
+from scaler.serving.address import url_of
+from scaler.settings import EVERYWHERE, ServerSettings, load_settings, read_settings
 
 END = "-----END CERTIFICATE-----"
 
@@ -28,6 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say which daemon is meant."""
     parser.add_argument("--url", help="the daemon's address (default: as the configuration says)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration other than your own")
+
+
+@dataclass(frozen=True, slots=True)
+class Misread:
+    """A configuration with mistakes, which does not keep anyone from asking a daemon that runs."""
+
+    mistake: str
+    """The first of them, with its place."""
+    instead: str
+    """What says where the daemon is, though."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,14 @@ class Daemon:
     token: AccessToken | None = None
     certificate: Path | None = None
     """The only certificate that it is believed to have; None for one that the system's authorities have signed."""
+    misread: Misread | None = None
+    """Why the configuration did not say plainly that this is its address."""
+
+    def warn(self) -> None:
+        """Say on the standard error what is wrong with the configuration, if anything is, and which address is used."""
+        if self.misread is not None:
+            warning = f"scaler: warning: {self.misread.mistake}\nscaler: asking {self.url}, {self.misread.instead}"
+            print(printable(warning), file=sys.stderr)
 
     def ask(
         self, path: str, *, method: str = "GET", body: Mapping[str, Any] | None = None, timeout_s: float = 10.0
@@ -108,24 +129,55 @@ class Daemon:
         except (OSError, http.client.HTTPException) as error:
             # Of the network and of TLS all: on another machine it can also be in the middle of an answer.
             reason = getattr(error, "reason", error)
-            raise DaemonUnreachable(
-                f"no daemon answers at {self.url}{path} ({reason}); start one with `scaler run`"
-            ) from error
+            do = "start one with `scaler run`"
+            if self.misread is not None:
+                do = (
+                    "the likely cause is a mistake in the configuration; correct it, or give the daemon's address "
+                    f"with --url: {self.misread.mistake}"
+                )
+            raise DaemonUnreachable(f"no daemon answers at {self.url}{path} ({reason}); {do}") from error
 
 
-def daemon(args: argparse.Namespace) -> Daemon:
-    """The daemon that is meant. Raises ConfigError."""
-    settings = load_settings(args.config).server
+def daemon(args: argparse.Namespace, *, warns: bool = True) -> Daemon:
+    """The daemon that is meant, with a warning if the configuration has mistakes: it may run all the same.
+
+    ``warns`` is False for who tells them otherwise. Raises ConfigError for a token that cannot be used.
+    """
+    settings, misread = _server(args.config)
     host = EVERYWHERE.get(settings.host, settings.host)
-    scheme = "http" if settings.tls is None else "https"
-    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    url = url_of(settings.host, settings.port, encrypted=settings.tls is not None)
     if args.url:
         given = str(args.url).rstrip("/")
-        url = given if "://" in given else f"http://{given}"
+        url, misread = given if "://" in given else f"http://{given}", None
     # Another machine's daemon is another one: it has another certificate, and is not told what opens this one.
     own = _host(url) in (host, "localhost", "127.0.0.1", "::1")
     token = access_token.found(settings.token_file if own else None)
-    return Daemon(url, token, settings.tls.certificate if own and settings.tls is not None else None)
+    certificate = settings.tls.certificate if own and settings.tls is not None else None
+    meant = Daemon(url, token, certificate, misread)
+    if warns:
+        meant.warn()
+    return meant
+
+
+def _server(config: Path | None) -> tuple[ServerSettings, Misread | None]:
+    """Where the daemon is: as the configuration says, as far as it can be read, or else as the one that ships says."""
+    try:
+        draft = read_settings(config)
+    except ConfigError as error:
+        fault = error
+    else:
+        if not draft.faults:
+            return draft.settings.server, None
+        fault = draft.settings.refusal(*draft.faults)
+        if not draft.is_at_fault("server"):
+            return draft.settings.server, Misread(_first(fault), "as the rest of the file says")
+    instead = "the address of the shipped settings; --url gives another"
+    return load_settings(shipped=True).server, Misread(_first(fault), instead)
+
+
+def _first(fault: ConfigError) -> str:
+    first, *more = str(fault).splitlines()
+    return f"{first} (and more: `scaler config check` tells all)" if more else first
 
 
 def _host(url: str) -> str | None:

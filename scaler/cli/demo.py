@@ -10,10 +10,10 @@ from collections import deque
 from scaler import extras
 from scaler.cli import EXIT_FAILED, EXIT_OK, Command
 from scaler.cli.colour import coloured
-from scaler.cli.words import gib
 from scaler.events import DecisionMade, SwitchDone
 from scaler.levels import OFF
 from scaler.proactive import Event
+from scaler.words import gib
 
 PICTURE_LINES = 23
 """How high the picture is without the decisions, in lines."""

@@ -22,12 +22,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     folder = args.folder or paths.demo_models()
-
-    def show(name: str, done: float) -> None:
-        line(f"making {name}.gguf: {done:.0%}")
-
     with working("making the demo models"):
-        models = make_demo_models(folder, show)
+        models = make_demo_models(folder, making)
     sizes = [model.path.stat().st_size for model in models]
     if args.json:
         files = [
@@ -38,6 +34,11 @@ def _run(args: argparse.Namespace) -> int:
         for model, size in zip(models, sizes, strict=True):
             print(f"{model.name}: {model.path} ({size / 1e6:.0f} MB), says {model.sentence!r}")
     return EXIT_OK
+
+
+def making(name: str, done: float) -> None:
+    """Show on a terminal how far it is."""
+    line(f"making {name}.gguf: {done:.0%}")
 
 
 COMMAND = Command("demo-models", "make the demo ladder's models: real GGUF files, random weights", _add_arguments, _run)

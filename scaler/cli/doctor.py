@@ -37,7 +37,7 @@ INDENT = 11
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Looks at Python, libraries, the configuration, the levels' models and servers, the daemon and its port, the "
-        "service, the sensors and permissions. Changes nothing and loads nothing. Each finding is ok, a note or a "
+        "service, the sensors and permissions. Changes nothing and loads no model. Each finding is ok, a note or a "
         "problem; exit code 1: there is a problem."
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration other than your own")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.daemon import add_arguments, daemon
-from scaler.cli.words import duration, percent
 from scaler.printable import one_line
-
-ELSEWHERE = "requests are only sent there: nothing of it is loaded or unloaded here"
+from scaler.report import ELSEWHERE
+from scaler.words import duration, percent
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,16 +23,8 @@ def _run(args: argparse.Namespace) -> int:
     status = daemon(args).status()
     if args.json:
         keys = (
-            "state",
-            "serving",
-            "settled",
-            "pinned",
-            "projected",
-            "outlooks",
-            "effective",
-            "failed",
-            "last_decision",
-            "not_permitted",
+            *("state", "serving", "settled", "pinned", "projected", "outlooks", "effective", "failed"),
+            *("last_decision", "not_permitted", "why", "next"),
         )
         print(json.dumps({key: status[key] for key in keys}, indent=2))
         return EXIT_OK
@@ -42,98 +33,75 @@ def _run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _lines(status: dict[str, Any]) -> list[str]:
-    state = status["state"]
-    first, *reasons = why(status)
-    lines = [first, *(f"  {reason}" for reason in reasons)]
+def _lines(status: dict[str, Any]) -> Iterator[str]:
+    state, pinned, policy = status["state"], status["pinned"], status["policy"]
+    first, *reasons = status["why"]
+    yield first
+    yield from _set_in(reasons)
     effective = {level["level"]: level for level in status["effective"]}
-    rank = {name: position for position, name in enumerate(status["projected"])}
-    policy = status["policy"]
-    if state in effective:
-        lines.extend(f"  {sentence}" for sentence in _foreseen(effective[state], policy))
-    lines.append(f"next upgrade: {next_upgrade(status)}")
-    for outlook in reversed(status["outlooks"]):
-        name = outlook["level"]
-        if state != "off" and rank[name] < rank[state]:
-            there = f"usage there would be {percent(status['projected'][name])}"
-            lines.append(f"{name}: smaller; {there if effective[name]['takes'] else ELSEWHERE}")
-            if wait := outlook["wait_s"]:
-                lines += [f"  in {duration(wait)} if this lasts", *(f"  {lacks}" for lacks in outlook["lacking"])]
+    rank = {name: position for position, name in enumerate(("off", *effective))}
+    # What a pin forbids is said with the next upgrade, and the level that is pinned goes by no forecast.
+    outlooks = [one for one in status["outlooks"] if pinned is None or rank[one["level"]] <= rank[pinned]]
+    if pinned == state:
+        outlooks = [one for one in outlooks if one["wait_s"]]
+    names = [name for name in effective if name == state or any(one["level"] == name for one in outlooks)]
+    if pinned != state:
+        yield from _set_in(_foreseen([effective[name] for name in names if rank[name] >= rank[state]], policy))
+    yield f"next upgrade: {next_upgrade(status)}"
+    for outlook in reversed(outlooks):
+        name, wait = outlook["level"], outlook["wait_s"]
+        elsewhere = not effective[name]["takes"]
+        if rank[name] < rank[state]:
+            there = ELSEWHERE if elsewhere else f"usage there would be {percent(status['projected'][name])}"
+            yield f"{name}: smaller; {there}"
+            if wait:
+                yield from _set_in([f"in {duration(wait)} if this lasts", *outlook["lacking"]])
             continue
-        elsewhere = [] if effective[name]["takes"] else [f"  {ELSEWHERE}"]
         if not outlook["lacking"]:
-            lines += [f"{name}: nothing is lacking; it comes with the next reading", *elsewhere]
-            continue
-        wait = outlook["wait_s"]
-        lines.append(f"{name}: " + ("not by waiting alone" if wait is None else f"in {duration(wait)} if this lasts"))
-        lines.extend((*elsewhere, *(f"  {sentence}" for sentence in outlook["lacking"])))
-        level = effective[name]
-        lines.extend(f"  {sentence}" for sentence in (*_foreseen(level, policy), *_held_back(level, status, policy)))
-    return lines
+            yield f"{name}: nothing is lacking; it comes with the next reading"
+        else:
+            yield f"{name}: " + ("not by waiting alone" if wait is None else f"in {duration(wait)} if this lasts")
+        yield from _set_in([ELSEWHERE] if elsewhere else [])
+        if outlook["lacking"]:
+            yield from _set_in([*outlook["lacking"], *_held_back(effective[name], status, policy)])
 
 
-def why(status: dict[str, Any]) -> Iterator[str]:
-    """Which level it is, then what made it so, a sentence each."""
-    state, decision = status["state"], status["last_decision"]
-    yield f"{state} is the level now" + ("" if status["settled"] else f" (being loaded; {status['serving']} serves)")
-    if decision is not None:
-        yield f"came from {decision['source']} because {decision['reason']}"
-    usage = status["projected"].get(state)
-    if any(level["level"] == state and not level["takes"] for level in status["effective"]):
-        yield ELSEWHERE
-    elif usage is not None:
-        yield f"usage at {state} is {percent(usage)}"
-    # What would have been acted on, had there been anywhere to go.
-    findings = [found for outlook in status["outlooks"] for found in outlook["findings"] if found["holds"]]
-    if lowered := next((found["sentence"] for found in findings if found["guard"] == "over_ceiling"), None):
-        yield f"{lowered}; no smaller level that is allowed fits"
+def _set_in(sentences: Iterable[str]) -> Iterator[str]:
+    return (f"  {sentence}" for sentence in sentences)
 
 
 def next_upgrade(status: dict[str, Any], told: Callable[[float], str] = duration) -> str:
     """To which level it goes next and when at the earliest, or why to none. ``told`` puts seconds into words."""
-    if (outlook := soonest(status)) is not None:
-        wait = outlook["earliest_s"]
-        return f"to {outlook['level']} " + (f"in {told(wait)} at the earliest" if wait else "with the next reading")
-    if _higher(status):
-        return "none; the tier, battery power, heat, a pin or that nobody asks for a model stands in the way"
-    return f"none; {status['state']} is the largest level"
+    level, waits_for = status["next"]["level"], status["next"]["waits_for"]
+    if level is None:
+        return f"none; {'; '.join(waits_for)}"
+    wait = next(outlook["earliest_s"] for outlook in status["outlooks"] if outlook["level"] == level)
+    return f"to {level} " + (f"in {told(wait)} at the earliest" if wait else "with the next reading")
 
 
-def soonest(status: dict[str, Any]) -> dict[str, Any] | None:
-    """The outlook of the level that can be climbed to first; None where a person or the tier forbids every one."""
-    state = status["state"]
-    rank = {name: position for position, name in enumerate(status["projected"])}
-
-    def order(outlook: dict[str, Any]) -> tuple[float, bool, int]:
-        """Of levels that can come at the same time the largest does; if room is lacking, the one that needs least."""
-        lacks_room, position = outlook["wait_s"] is None, rank[outlook["level"]]
-        return outlook["earliest_s"], lacks_room, position if lacks_room or state == "off" else -position
-
-    return min((o for o in _higher(status) if o["earliest_s"] is not None), key=order, default=None)
-
-
-def _higher(status: dict[str, Any]) -> list[dict[str, Any]]:
-    """The outlooks of the levels above the present one."""
-    state, names = status["state"], list(status["projected"])
-    above = names if state == "off" else names[names.index(state) + 1 :]
-    return [outlook for outlook in status["outlooks"] if outlook["level"] in above]
-
-
-def _foreseen(level: dict[str, Any], policy: dict[str, Any]) -> list[str]:
-    """What the forecast sees at a level."""
-    if not level["takes"]:
-        return []
-    told = []
-    if level["expected"] is not None:
-        told.append(
-            f"forecast: at most {percent(level['expected'])} within {duration(policy['wasted_within_s'])}"
-            f" (the peak of the last {duration(level['seen_s'])} and {percent(level['band'])} on top)"
+def _foreseen(levels: Sequence[dict[str, Any]], policy: dict[str, Any]) -> Iterator[str]:
+    """What the forecasts see at these levels: what holds for several of them is said once."""
+    forecasts: dict[tuple[float, float] | None, list[str]] = {}
+    rises: dict[str, list[str]] = {}
+    for level in levels:
+        if not level["takes"]:
+            continue
+        known = level["expected"] is not None
+        usage = f"{percent(level['expected'])} at {level['level']}" if known else level["level"]
+        forecasts.setdefault((level["seen_s"], level["band"]) if known else None, []).append(usage)
+        if (rise := percent(level["rise_per_s"])) != percent(0):
+            rises.setdefault(rise, []).append(level["level"])
+    for forecast, usages in forecasts.items():
+        if forecast is None:
+            yield f"forecast: none yet for {', '.join(usages)}; it needs {duration(policy['dwell_s'])} without a gap"
+            continue
+        seen_s, band = forecast
+        yield (
+            f"forecast: at most {', '.join(usages)} within {duration(policy['wasted_within_s'])}"
+            f" (the peak of the last {duration(seen_s)} and {percent(band)} on top)"
         )
-    else:
-        told.append(f"forecast: none yet; it needs {duration(policy['dwell_s'])} without a gap")
-    if level["rise_per_s"]:
-        told.append(f"forecast: others have used {percent(level['rise_per_s'])} more each second lately")
-    return told
+    for rise, names in rises.items():
+        yield f"forecast: others have used {rise} more each second lately ({', '.join(names)})"
 
 
 def _held_back(level: dict[str, Any], status: dict[str, Any], policy: dict[str, Any]) -> list[str]:

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from scaler.cli.words import gib
 from scaler.discovery.found import LeftOut, Source, printable
 from scaler.discovery.gguf_files import FILES, NO_FILE
 from scaler.levels import RAM
 from scaler.proposal import Proposal
 from scaler.tiers import Detection
+from scaler.words import gib
 
 WIDTH = 100
 SHOWN = 12

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from scaler.cli import EXIT_NO, EXIT_OK, Command
 from scaler.cli.daemon import daemon
-from scaler.cli.words import duration, gib, span
 from scaler.errors import ConfigError, RecordingError, ScalerError
 from scaler.monitor import MonitorEvent, ReadingTaken, ResourceMonitor
 from scaler.private_files import private_folder
 from scaler.recordings import Recorder
+from scaler.words import duration, gib, span
 
 if TYPE_CHECKING:
     from scaler.settings import RecordingSettings

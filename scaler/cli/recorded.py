@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import psutil
 
 from scaler.cli.progress import bar, clear, watched
-from scaler.cli.words import span
 from scaler.errors import ConfigError, RecordingError
 from scaler.levels import GIB, Ladder
 from scaler.policy import Policy
 from scaler.readings import Reading
+from scaler.words import span
 
 if TYPE_CHECKING:
     from scaler.assembly import Parts

@@ -9,11 +9,13 @@ from http import HTTPStatus
 
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.daemon import add_arguments, daemon
-from scaler.cli.words import changed
 from scaler.errors import ConfigError, ScalerError
+from scaler.words import changed
 
 PATIENCE_S = 120.0
 """So long the daemon may take: it asks the servers in which levels live, and one that hangs is given its time."""
+
+UNCHANGED = "nothing was changed: the daemon goes on with the configuration that it has"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +24,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    # A mistake is told by the daemon, which refuses it.
+    running = daemon(args, warns=False)
     try:
-        done = daemon(args).ask("/reload", method="POST", timeout_s=PATIENCE_S)
+        done = running.ask("/reload", method="POST", timeout_s=PATIENCE_S)
     except ScalerError as error:
         refused = error.__cause__
         if isinstance(refused, urllib.error.HTTPError) and refused.code == HTTPStatus.UNPROCESSABLE_ENTITY:
             # As `scaler config check` has it: the fault is in a file, and not in the daemon.
-            raise ConfigError(str(error)) from error
+            raise ConfigError(f"{error}\n{UNCHANGED}") from error
         raise
+    # It runs with another file than the one that was looked into for its address.
+    running.warn()
     if args.json:
         print(json.dumps(done, indent=2))
         return EXIT_OK

@@ -13,12 +13,12 @@ from typing import Any
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.progress import working
 from scaler.cli.recorded import Recorded, add_arguments, recorded
-from scaler.cli.words import duration, percent
 from scaler.errors import ConfigError
 from scaler.levels import GIB, OFF
 from scaler.readings import Reading
 from scaler.replay.closed_loop import Outcome, play
 from scaler.replay.optimum import Others, best_score
+from scaler.words import duration, percent
 
 SUFFIXES = (".png", ".svg")
 BAR = 24

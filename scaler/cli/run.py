@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import logging
 import os
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING
 from scaler import __version__, extras, paths
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.daemon import daemon
+from scaler.cli.demo_models import making
+from scaler.cli.progress import working
 from scaler.cli.record import Recording
-from scaler.cli.words import duration, gib, reconfigured
 from scaler.errors import ConfigError, ScalerError
 from scaler.events import (
     Advised,
@@ -36,13 +38,15 @@ from scaler.events import (
 from scaler.monitor import SensorLost, SensorRecovered
 from scaler.printable import OneLine, one_line
 from scaler.proactive import Event
+from scaler.serving.address import check_free, url_of
+from scaler.settings import read_settings
+from scaler.words import duration, gib, reconfigured
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from scaler.level_settings import LevelSettings
     from scaler.serving.app import Endpoint
-    from scaler.settings import NoticesSettings
+    from scaler.settings import NoticesSettings, Settings
 
 UNSAID = ("opentelemetry.exporter", "opentelemetry.trace", "opentelemetry.util")
 """What is not logged of traces: that no receiver is there, which the library says again and again and scaler once; a
@@ -50,6 +54,8 @@ client's wrong ``tracestate``, with which anyone could fill the log; the headers
 """
 LEAVES_GARBAGE = (SwitchDone, SwitchFailed, ModelDied)
 """With a model, its process, its connections and the answers that it broke off go, which refer to each other."""
+ASK_S = 2.0
+"""So long who has the port may take to say that it is a scaler."""
 HINTS = (
     ("chat", "talk to it"),
     ("explain", "why this level, and what the larger ones lack"),
@@ -76,14 +82,17 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.port is not None and not 0 <= args.port <= 65535:
         raise ConfigError(f"--port: {args.port} cannot be used; expected a whole number from 0 to 65535")
+    draft = read_settings(args.config)
+    server = draft.settings.server
+    host, port = args.host or server.host, server.port if args.port is None else args.port
+    if not draft.faults:  # with which the manager refuses to start
+        _check_port(draft.settings, host, port)
+        _make_demo_models(draft.settings)
     _log_in_lines()
     signals = Signals()
     with ExitStack() as closing:
         manager = closing.enter_context(ModelManager(args.config, remember=True))
-        _check_demo_models(manager.settings.ladder)
-        server = manager.settings.server
-        port = server.port if args.port is None else args.port
-        endpoint = Endpoint(manager, args.host or server.host, port)
+        endpoint = Endpoint(manager, host, port)
         endpoint.start()
         recording = Recording(manager.settings.recording)
         closing.callback(recording.close)
@@ -107,7 +116,7 @@ def _run(args: argparse.Namespace) -> int:
         _line(f"climbs    once a larger level has fitted for {duration(manager.scaler.policy.dwell_s)}")
         _line(f"endpoint  {endpoint.url}/v1   (model: auto)")
         _line(f"page      {endpoint.url}/   (the level and why, live, in a browser)")
-        for told in _admission(endpoint, args.host or server.host):
+        for told in _admission(endpoint, host):
             _line(told)
         _line(f"journal   {manager.journal.path}")
         if endpoint.traces:
@@ -204,17 +213,44 @@ def collect_seldom() -> None:
     gc.set_threshold(20_000, 50, 50)
 
 
-def _check_demo_models(ladder: Sequence[LevelSettings]) -> None:
-    """Raises ScalerError for demo models that were not made yet: a newcomer is told so before anything fails."""
-    from scaler.level_settings import EmbeddedLevel
+def _check_port(settings: Settings, host: str, port: int) -> None:
+    """Raises ScalerError where another has it: before anything begins, which would only say what follows from that."""
+    try:
+        check_free(host, port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            return  # told by the endpoint, which cannot listen either
+        url = url_of(host, port, encrypted=settings.server.tls is not None)
+        other = "choose another port: --port, or server.port in the configuration"
+        if _answers(url, settings):
+            status = f"`{_program()} status{_where(url)}`"
+            raise ScalerError(f"a scaler runs at {url} already: {status} tells how it stands. Or {other}") from error
+        from scaler.runtimes.listeners import occupant
 
-    demo = [one for one in ladder if isinstance(one, EmbeddedLevel) and one.model.parent == paths.demo_models()]
-    absent = [level.name for level in demo if not level.model.is_file()]
-    if absent:
-        raise ScalerError(
-            f"the demo models ({', '.join(absent)}) are not there yet; make them with `{_program()} demo-models`, "
-            f"or write a ladder of your own models into {paths.config_file()}"
-        )
+        raise ScalerError(f"{host}:{port} is taken by {occupant(port)}; end that program, or {other}") from error
+
+
+def _answers(url: str, settings: Settings) -> bool:
+    """Whether a scaler answers there that lets us in."""
+    try:
+        daemon(argparse.Namespace(url=url, config=Path(settings.file))).status(timeout_s=ASK_S)
+    except ScalerError:
+        return False
+    return True
+
+
+def _make_demo_models(settings: Settings) -> None:
+    """Those that the configuration has and that are not there yet: a newcomer needs no other command first."""
+    from scaler.demo.models import absent_demo_models, make_demo_models
+
+    folder = paths.demo_models()
+    files = [file for _, model in settings.models() for _, file in model if isinstance(file, Path)]
+    wanted = {file.stem for file in files if file.parent == folder}
+    if absent := [name for name in absent_demo_models(folder) if name in wanted]:
+        _line(f"making the demo models ({', '.join(absent)}) in {folder}, this once")
+        _line(f"for a ladder of your own models: {_program()} init")
+        with working("making the demo models"):
+            make_demo_models(folder, making, absent)
 
 
 def _admission(endpoint: Endpoint, host: str) -> Iterator[str]:
@@ -244,10 +280,11 @@ def _program() -> str:
 def _where(url: str) -> str:
     """The option that other commands need in order to find this daemon; nothing where they look for it anyway."""
     try:
-        known = daemon(argparse.Namespace(url=None, config=None)).url
+        found = daemon(argparse.Namespace(url=None, config=None), warns=False)
     except ConfigError:
-        known = None
-    return "" if url == known else f" --url {url}"
+        found = None
+    plain = found is not None and found.misread is None and found.url == url
+    return "" if plain else f" --url {url}"
 
 
 def _line(text: str) -> None:
@@ -274,7 +311,7 @@ def _say(event: Event) -> None:
     elif isinstance(event, ModelDied):
         text = f"{event.level} died: {event.reason}"
     elif isinstance(event, Reconfigured):
-        text = reconfigured([asdict(change) for change in event.changes], event.restart)
+        text = f"configuration read anew: {reconfigured(map(asdict, event.changes), event.restart)}"
     elif isinstance(event, PinChanged):
         text = "unpinned" if event.level is None else f"pinned to {event.level}"
     elif isinstance(event, SensorLost):

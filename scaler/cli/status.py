@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from scaler.cli import EXIT_NO, EXIT_OK, Command
 from scaler.cli.daemon import add_arguments, daemon
-from scaler.cli.words import duration, gib, percent
 from scaler.printable import one_line
+from scaler.words import duration, gib, percent
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,13 +25,12 @@ def _run(args: argparse.Namespace) -> int:
     else:
         for line in _lines(status):
             print(one_line(line))
-    return EXIT_OK if status["serving"] != "off" else EXIT_NO
+    return EXIT_OK if status["answers"] is not None else EXIT_NO
 
 
 def _lines(status: dict[str, Any]) -> list[str]:
-    state, serving = status["state"], status["serving"]
-    level = serving if status["settled"] and serving == state else f"{serving}, going to {state}"
-    lines = [f"level     {level}" + (f" (pinned to {status['pinned']})" if status["pinned"] else "")]
+    pinned = f" (pinned to {status['pinned']})" if status["pinned"] else ""
+    lines = [f"level     {_level(status)}{pinned}"]
     lines.append(f"tier      {status['tier']}")
     for resource, part in status["usage"].items():
         used = part["own_bytes"] + part["other_bytes"]
@@ -60,14 +60,23 @@ def _lines(status: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _limits(policy: dict[str, Any], levels: list[dict[str, Any]]) -> list[str]:
+def _level(status: dict[str, Any]) -> str:
+    """What answers, and the level that it goes to."""
+    state, answers = status["state"], status["answers"]
+    if answers is None:
+        return str(state) if state == "off" else f"{state}, being loaded"
+    return str(state) if answers == state else f"{answers}, going to {state}"
+
+
+def _limits(policy: dict[str, Any], levels: list[dict[str, Any]]) -> Iterator[str]:
     """Today's figures beside the configured ones; levels that have only these are not repeated."""
-    of_gpus = policy["vram_scale_at"]
+    of_gpus, within = policy["vram_scale_at"], duration(policy["wasted_within_s"])
     gpus = "" if of_gpus is None else f" ({percent(of_gpus)} of a GPU)"
-    lines = [
+    yield (
         f"limits    configured: gives way above {percent(policy['scale_at'])}{gpus}, climbs after"
-        f" {duration(policy['dwell_s'])}, expects {percent(policy['band'])} more"
-    ]
+        f" {duration(policy['dwell_s'])}"
+    )
+    yield f"          expects other programs to use up to {percent(policy['band'])} more of the memory within {within}"
     for level in levels:
         found = []
         if level["limit"] < level["scale_at"]:
@@ -75,14 +84,13 @@ def _limits(policy: dict[str, Any], levels: list[dict[str, Any]]) -> list[str]:
         if level["dwell_s"] > policy["dwell_s"]:
             found.append(f"climbed to after {duration(level['dwell_s'])} (wasted climbs: {level['wasted']})")
         if level["band"] > policy["band"]:
-            found.append(f"expects {percent(level['band'])} more (past peaks)")
+            found.append(f"expects them to use up to {percent(level['band'])} more (past peaks)")
         if level["waits_for_needles"]:
             found.append(f"waits {policy['needle_s']:g} s for needles to pass")
         if level["backs_off_s"]:
             found.append(f"backs off for {duration(level['backs_off_s'])}")
         if found:
-            lines.append(f"          {level['level']} today: {', '.join(found)}")
-    return lines
+            yield f"          {level['level']} today: {', '.join(found)}"
 
 
 def _incidents(incidents: dict[str, int]) -> str:

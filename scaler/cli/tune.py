@@ -17,7 +17,6 @@ from scaler import paths
 from scaler.cli import EXIT_NO, EXIT_OK, Command
 from scaler.cli.progress import bar, clear
 from scaler.cli.recorded import Recorded, add_arguments, recorded
-from scaler.cli.words import duration
 from scaler.errors import ConfigError, ScalerError
 from scaler.levels import Ladder
 from scaler.policy import Policy
@@ -38,6 +37,7 @@ from scaler.replay.tuning import (
     is_less_safe,
     search,
 )
+from scaler.words import duration
 
 MOST_S = 4 * 86_400.0
 """No more than this is searched, the newest: a play of it takes ten seconds, and a hundred are needed."""

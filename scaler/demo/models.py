@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -56,6 +56,8 @@ SHAPES = (
     Shape("medium", 768, 10, 2048, 12),
     Shape("large", 1536, 11, 4096, 24),
 )
+NAMES = tuple(shape.name for shape in SHAPES)
+OTHER_FOLDER = "have XDG_CACHE_HOME name another folder, or `scaler demo-models --folder`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,10 @@ class DemoModel:
     sentence: str
 
 
-def make_demo_models(folder: Path, progress: Callable[[str, float], None]) -> list[DemoModel]:
-    """Write the files that are not there yet; ``progress`` is told each name with 0..1.
+def make_demo_models(
+    folder: Path, progress: Callable[[str, float], None], names: Collection[str] = NAMES
+) -> list[DemoModel]:
+    """Write the files of ``names`` that are not there yet; ``progress`` is told each name with 0..1.
 
     Each appears under its name only when it is whole. Raises MissingExtra, and ScalerError when the folder
     cannot be written or the disk is too full.
@@ -76,11 +80,12 @@ def make_demo_models(folder: Path, progress: Callable[[str, float], None]) -> li
     with extras.importing("llama"):
         import gguf  # noqa: F401  # only to say early, and clearly, that it is missing
     models = []
+    shapes = [shape for shape in SHAPES if shape.name in names]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        missing = [shape for shape in SHAPES if not _is_current(folder / f"{shape.name}.gguf")]
+        missing = [shape for shape in shapes if not _is_current(folder / f"{shape.name}.gguf")]
         _check_room(folder, missing)
-        for shape in SHAPES:
+        for shape in shapes:
             path = folder / f"{shape.name}.gguf"
             progress(shape.name, 0.0)
             if shape in missing:
@@ -88,15 +93,21 @@ def make_demo_models(folder: Path, progress: Callable[[str, float], None]) -> li
             progress(shape.name, 1.0)
             models.append(DemoModel(shape.name, path, " ".join(_sentence(shape.name))))
     except OSError as error:
-        raise ScalerError(f"{folder}: {error.strerror or error}; choose another folder with --folder") from error
+        raise ScalerError(f"{folder}: {error.strerror or error}; {OTHER_FOLDER}") from error
     return models
+
+
+def absent_demo_models(folder: Path) -> list[str]:
+    """The names of those that are not there yet, or not as this version makes them."""
+    return [name for name in NAMES if not _is_current(folder / f"{name}.gguf")]
 
 
 def _is_current(path: Path) -> bool:
     mark = path.with_suffix(".version")
     try:
         return path.is_file() and mark.read_text() == f"{CONTENT_VERSION} {path.stat().st_size}"
-    except FileNotFoundError:
+    except OSError:
+        # Where it cannot even be looked at, writing it says why.
         return False
 
 
@@ -108,7 +119,7 @@ def _check_room(folder: Path, shapes: Sequence[Shape]) -> None:
     if free < need:
         raise ScalerError(
             f"{folder}: {free / 1e6:.0f} MB are free, {', '.join(shape.name for shape in shapes)} need "
-            f"{need / 1e6:.0f} MB; make room or choose another folder with --folder"
+            f"{need / 1e6:.0f} MB; make room, or {OTHER_FOLDER}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,29 @@ from pathlib import Path
 import scaler
 from scaler.level_settings import EmbeddedLevel
 from scaler.runtimes.bounds import Bound
+from scaler.runtimes.last_words import LastWords
 from scaler.runtimes.model_process import ModelProcess, check_descriptors, leave, private_socket, unstartable
 
 PACKAGE = Path(scaler.__file__).parent
+IMPORT_S = 20.0
+"""So long llama.cpp may take to be found to load."""
+
+
+def unloadable() -> str | None:
+    """Why llama.cpp does not load here, though it is installed, and what to do; None where it does. Takes a second.
+
+    Tried in a process of its own, as levels have it: where it does not suit the processor, that is the end of it.
+    """
+    command = [sys.executable, "-c", "import xllamacpp"]
+    try:
+        done = subprocess.run(
+            command, cwd=PACKAGE.parent, stdin=subprocess.DEVNULL, capture_output=True, timeout=IMPORT_S
+        )
+    except subprocess.TimeoutExpired:
+        return f"xllamacpp was not loaded within {IMPORT_S:g} s"
+    words = LastWords()
+    words.feed(done.stderr)
+    return words.cause(done.returncode, None) if done.returncode else None
 
 
 class EmbeddedProcess(ModelProcess):

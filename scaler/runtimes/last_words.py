@@ -28,7 +28,13 @@ ADVICE = (
     ("couldn't bind", "{bound}"),
     ("error: invalid argument:", "it does not know an argument ({words}); correct it, or update {program}"),
     ("error while handling argument", "{line}; correct the argument, or update {program}"),
+    (
+        "libgomp.so.1: cannot open",
+        "{program} takes the library libgomp.so.1, which is not here; install it: apt-get install libgomp1, or "
+        "dnf install libgomp",
+    ),
     ("error while loading shared libraries", "{words}; install it, or name its folder in LD_LIBRARY_PATH"),
+    ("cannot open shared object file", "{program} takes a library that is not here ({words}); install it"),
     ("Resource temporarily unavailable", "not enough memory, or too many processes ({words})"),
     ("unable to allocate", "not enough memory ({words}); choose a smaller model or a shorter context"),
     ("failed to allocate", "not enough memory ({words}); choose a smaller model or a shorter context"),

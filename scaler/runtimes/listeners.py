@@ -29,6 +29,15 @@ def listener(port: int, host: str | None = None) -> int | None:
     return None if first is None else _topmost(psutil.Process(first.pid), port, host)
 
 
+def occupant(port: int) -> str:
+    """The process that listens on a TCP port, in words, as far as it may be seen."""
+    try:
+        pid = listener(port)
+        return "another program" if pid is None else f"{psutil.Process(pid).name()} (process {pid})"
+    except psutil.Error:
+        return "another program"
+
+
 class Listener(NamedTuple):
     """A process, and a TCP address at which it listens."""
 

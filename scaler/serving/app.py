@@ -12,6 +12,7 @@ from scaler import access_token
 from scaler.errors import ScalerError
 from scaler.manager import ModelManager
 from scaler.serving import connections, openapi
+from scaler.serving.address import url_of
 from scaler.serving.answers import Answers
 from scaler.serving.connections import Connections, counted, received
 from scaler.serving.control_routes import Control
@@ -26,7 +27,6 @@ from scaler.serving.page import OPEN, Page
 from scaler.serving.refusals import in_the_dialect
 from scaler.serving.responses import Responses
 from scaler.serving.tls import server_context
-from scaler.settings import EVERYWHERE
 from scaler.tracing import tracing
 
 MAX_BODY_BYTES = 32 * 1024**2
@@ -74,8 +74,7 @@ class Endpoint:
         port = self._port
         if self._server is not None and self._server.sockets:
             port = self._server.sockets[0].getsockname()[1]
-        host = EVERYWHERE.get(self._host, self._host)
-        return f"{'http' if self._tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
+        return url_of(self._host, port, encrypted=self.encrypts)
 
     @property
     def traces(self) -> bool:
@@ -140,7 +139,7 @@ class Endpoint:
             await runner.cleanup()
             raise ScalerError(
                 f"cannot listen on {self._host}:{self._port}: {os.strerror(error.errno or 0)}; "
-                "is another scaler running? Choose another port with --port"
+                "choose another address with --host or --port, or server.host and server.port in the configuration"
             ) from error
         self._runner = runner
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from scaler import __version__
 from scaler.errors import ConfigError, PinRefused, RequestRejected, ScalerError
 from scaler.manager import ModelManager
-from scaler.report import advice_report, preflight_report, reload_report, status_report
+from scaler.report import advice_report, preflight_report, reload_report, status_report, status_words
 from scaler.serving.bodies import json_object
 from scaler.serving.errors import error_body
 
@@ -43,6 +43,7 @@ class Control:
         """Everything that a person asks about."""
         manager = self._manager
         report = status_report(manager.scaler.status(), manager.scaler.analyze_resource_trends())
+        report |= status_words(report, loaded=manager.loaded, former=manager.former)
         report |= {"answering": manager.answering, "waiting": manager.waiting, "loading": dict(manager.progress)}
         report |= {"not_permitted": manager.not_permitted, "version": __version__, "file": manager.settings.file}
         return web.json_response(report)

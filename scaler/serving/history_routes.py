@@ -80,7 +80,10 @@ class History:
             "now": now_s,
             "interval_s": interval_s,
             "points": [_told(point) for point in points],
-            "events": past.joined(past.records(journal, since_s=since_s), since_s=since_s),
+            "events": [
+                {**event, **dict(zip(("what", "why"), past.what_and_why(event), strict=True))}
+                for event in past.joined(past.records(journal, since_s=since_s), since_s=since_s)
+            ],
         }
 
     def _fill(self, now_s: float) -> None:

@@ -49,14 +49,9 @@ def _told(request: web.Request, error: web.HTTPException) -> str:
     if isinstance(error, web.HTTPMethodNotAllowed):
         return f"{request.path} takes {', '.join(sorted(error.allowed_methods))}, not {request.method}"
     if isinstance(error, web.HTTPNotFound):
-        return f"there is nothing at {request.path}; there are: {', '.join(_paths(request))}"
+        paths = sorted({resource.canonical for resource in request.app.router.resources()})
+        return f"there is nothing at {request.path}; there are: {', '.join(paths)}"
     return error.text or error.reason
-
-
-def _paths(request: web.Request) -> list[str]:
-    """What there is in the same dialect."""
-    paths = {resource.canonical for resource in request.app.router.resources()}
-    return sorted(path for path in paths if _is_ollama(path) == _is_ollama(request.path))
 
 
 def _refusal(request: web.Request, status: int, message: str, headers: dict[str, str]) -> web.Response:

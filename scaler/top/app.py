@@ -24,12 +24,11 @@ from textual.screen import Screen
 from textual.widgets import Footer, OptionList
 from textual.widgets.option_list import Option
 
-from scaler.cli.explain import why
 from scaler.levels import OFF
 from scaler.top.link import Answer, Known, Link, Lost, News
 from scaler.top.memory import LABEL, memory
-from scaler.top.told import clock, events, level_line, model_words, read_at, suggestions, time_of, upgrade
-from scaler.top.widgets import Help, Levels, Line, Picture, Told, Whole
+from scaler.top.told import clock, events, level_line, model_words, read_at, suggestions, time_of, upgrade, wrapped
+from scaler.top.widgets import Help, Levels, Line, Picture, Sentences, Told, Whole
 
 TALL, WIDE = 30, 118
 """From so many lines on a picture is higher than one; from so many columns on events stand beside the rest."""
@@ -63,7 +62,7 @@ class Top(App[None]):
     #live {{ width: auto; }}
     #live.lost {{ text-style: bold reverse; }}
     .label {{ width: {LABEL}; text-style: bold; }}
-    Line > Told {{ width: 1fr; }}
+    Line > Sentences {{ width: 1fr; }}
     Levels {{ width: 1fr; height: auto; max-height: 12; border: none; padding: 0; background: ansi_default; }}
     Levels:focus {{ border: none; background-tint: ansi_default 0%; }}
     Levels > .option-list--option {{ padding: 0; }}
@@ -80,7 +79,7 @@ class Top(App[None]):
     #events {{ width: 1fr; height: 1fr; min-height: 2; }}
     Line#events-line {{ height: 1fr; min-height: 2; }}
     .-wide #past Line {{ layout: vertical; }}
-    .-wide #past Line > Told, .-wide #past Line > Whole {{ width: 100%; }}
+    .-wide #past Line > Sentences, .-wide #past Line > Whole {{ width: 100%; }}
     .-tall .apart {{ margin-bottom: 1; }}
     VerticalScroll {{ scrollbar-size-vertical: 1; }}
     #answer {{ text-style: bold; }}
@@ -107,23 +106,23 @@ class Top(App[None]):
             yield Told(id="live")
         with VerticalScroll(id="body", can_focus=False):
             with VerticalGroup(id="now"):
-                yield Line("level", Told(id="level"))
-                yield Line("because", Told(id="because"))
-                yield Line("upgrade", Told(id="upgrade"), classes="apart")
+                yield Line("level", Sentences(id="level"))
+                yield Line("because", Sentences(id="because"))
+                yield Line("upgrade", Sentences(id="upgrade"), classes="apart")
                 yield Line("levels", Levels(markup=False, compact=True), classes="apart")
                 yield Picture(self._memory, id="memory", classes="apart")
-                yield Line("answers", Told(id="answers"))
-                yield Line("missing", Told(id="missing"), classes="apart")
+                yield Line("answers", Sentences(id="answers"))
+                yield Line("missing", Sentences(id="missing"), classes="apart")
             with Vertical(id="past"):
-                yield Line("advice", Told(id="advice"), classes="apart")
+                yield Line("advice", Sentences(id="advice"), classes="apart")
                 yield Line("events", Whole(id="events"), id="events-line")
-        yield Told(id="answer")
+        yield Sentences(id="answer")
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
         """Begin."""
         self._main.query_one("#title", Told).say(f"scaler top  {self._url}")
-        self._main.query_one("#live", Told).say("waits for the daemon's first answer")
+        self._main.query_one("#live", Told).say(" waits for the daemon's first answer")
         self._main.query_one("#answer").display = False
         self._link.start()
         self.set_interval(1.0, self._show)
@@ -181,12 +180,12 @@ class Top(App[None]):
         live = self._main.query_one("#live", Told)
         live.set_class(self._lost_since is not None, "lost")
         if self._lost_since is None:
-            live.say(f"live {time_of(read_at(status))}")
+            live.say(f" live {time_of(read_at(status))}")
         else:
             live.say(f" no answer since {clock(self._lost_since)}; trying again ")
         tier = f"  tier {status['tier']}" if status["tier"] and self._lost_since is None else ""
         self._main.query_one("#title", Told).say(f"scaler top  {self._url}{tier}")
-        first, *reasons = why(status)
+        first, *reasons = status["why"]
         pinned = f"; pinned to {status['pinned']}" if status["pinned"] else ""
         self._main.query_one("#level", Told).say(Content.styled(first + pinned, "bold"))
         self._say("#because", "; ".join(reasons))
@@ -210,7 +209,7 @@ class Top(App[None]):
     def _show_levels(self, status: dict[str, Any], passed_s: float) -> None:
         levels = self._main.query_one(Levels)
         names = [OFF, *status["projected"]]
-        width = max(map(len, names))
+        width = max(Content(name).cell_length for name in names)
         prompts = [level_line(status, number, name, width, passed_s) for number, name in enumerate(names)][::-1]
         if names != self._names:
             self._names = names
@@ -218,6 +217,7 @@ class Top(App[None]):
             levels.highlighted = len(names) - 1 - names.index(status["state"])
             levels.focus()
         for index, prompt in enumerate(prompts):
+            prompt = Content("\n").join(wrapped(prompt, levels.content_size.width or self.size.width))
             if index == levels.highlighted:
                 # Textual (8.2) gives a list's style no reversed text, which is what is seen without colours, too.
                 prompt = prompt.stylize("reverse")

@@ -9,10 +9,10 @@ from typing import Any
 
 from textual.content import Content
 
-from scaler.cli.words import gib, percent
 from scaler.levels import gpu_resource
 from scaler.top.pictures import CRITICAL_AT, OTHER, OWN, SCALE_AT, SIGNS, Hour, bar, colour, ruler
-from scaler.top.told import gpu_words, time_of
+from scaler.top.told import gpu_words, time_of, wrapped
+from scaler.words import gib, percent
 
 HOUR_S = 3600.0
 LABEL = 10
@@ -95,7 +95,7 @@ def _line(label: str, picture: Content | str, figures: Content | str = "") -> Co
 
 
 def _text(label: str, text: str, width: int) -> list[Content]:
-    first, *rest = Content(text).wrap(max(1, width - LABEL))
+    first, *rest = wrapped(Content(text), width - LABEL)
     return [_line(label, first), *(_line("", row) for row in rest)]
 
 

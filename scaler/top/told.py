@@ -5,6 +5,7 @@ Pure: the daemon's answers in, text out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -12,32 +13,37 @@ from typing import Any
 from textual.content import Content
 
 from scaler.advice import sizes_in_words
-from scaler.cli.explain import next_upgrade, soonest
-from scaler.cli.history import in_words
-from scaler.cli.words import percent
+from scaler.cli.explain import next_upgrade
 from scaler.levels import OFF
+from scaler.past import in_words
 from scaler.top.pictures import colour
+from scaler.words import percent
+
+FIGURE = re.compile(r"(?<=\d) (?=(?:%|°C|[KMGT]iB|tokens/s|ms|s|min|h|d)(?!\w))")
+"""The space between a figure and its unit."""
+HELD = "\ue000"
+"""What stands there while lines are wrapped: at spaces of every kind they are. A character that has no meaning."""
 
 
 def upgrade(status: dict[str, Any], passed_s: float, *, short: bool) -> Iterator[str]:
     """The next upgrade with what it waits for, ``passed_s`` after the daemon told; if ``short``, the first of it."""
     yield next_upgrade(status, lambda wait_s: countdown(wait_s - passed_s))
-    if (outlook := soonest(status)) is not None and (lacking := outlook["lacking"]):
-        if short and len(lacking) > 1:
-            yield f"waits for: {lacking[0]} (and {len(lacking) - 1} more: scaler explain)"
+    if status["next"]["level"] is not None and (waits_for := status["next"]["waits_for"]):
+        if short and len(waits_for) > 1:
+            yield f"waits for: {waits_for[0]} (and {len(waits_for) - 1} more: scaler explain)"
         else:
-            yield f"waits for: {'; '.join(lacking)}"
+            yield f"waits for: {'; '.join(waits_for)}"
 
 
 def level_line(status: dict[str, Any], number: int, name: str, width: int, passed_s: float) -> Content:
-    """A level's line: its number and name, usage there, how it stands, how fast it answers."""
+    """A level's line: its number and name in ``width`` cells, usage there, how it stands, how fast it answers."""
     serves = name == status["serving"]
     usage = status["projected"].get(name)
     rate = status["performance"].get(name, {}).get("tokens_per_s")
     return Content.assemble(
         "▶" if serves else " ",
         (str(number), colour(number)),
-        f" {name:<{width}}  ",
+        f" {name}{' ' * (width - Content(name).cell_length)}  ",
         f"{'' if usage is None else 'at ' + percent(usage):<9}  ",
         f"{_standing(status, name, passed_s):<22}",
         f"  {rate:.0f} tokens/s" if rate else "",
@@ -102,6 +108,12 @@ def events(history: dict[str, Any]) -> list[Content]:
         for event in reversed(history["events"])
     ]
     return told or [Content("none in the last hour")]
+
+
+def wrapped(content: Content, width: int) -> list[Content]:
+    """``content`` in lines of at most ``width`` cells, wrapped between words, but not between a figure and its unit."""
+    held = Content(FIGURE.sub(HELD, content.plain), spans=list(content.spans)).wrap(max(1, width))
+    return [Content(line.plain.replace(HELD, " "), spans=list(line.spans)) for line in held]
 
 
 def read_at(status: dict[str, Any]) -> float | None:

@@ -16,6 +16,7 @@ from textual.widget import Widget
 from textual.widgets import Label, OptionList, Static
 
 from scaler.top.pictures import CRITICAL_AT, FREE, NOTHING, OTHER, OWN, SCALE_AT
+from scaler.top.told import wrapped
 
 HELP = f"""\
  1 to 9    pin the level with this number; 0: off
@@ -52,6 +53,21 @@ class Told(Static):
         if self._told is None or not content.is_same(self._told):
             self._told = content
             self.update(content)
+
+
+class Sentences(Told):
+    """The same in as many lines as it takes, in which a figure and its unit stay together."""
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """As many lines as are wrapped."""
+        return len(self._lines(width))
+
+    def render(self) -> Content:
+        """The lines, one below the other."""
+        return Content("\n").join(self._lines(self.content_size.width))
+
+    def _lines(self, width: int) -> list[Content]:
+        return wrapped(self._told or Content(), width)
 
 
 class Line(HorizontalGroup):
@@ -114,7 +130,7 @@ class Whole(Widget):
         """The entries that fit."""
         shown: list[Content] = []
         for entry in self._entries:
-            lines = entry.wrap(max(1, self.content_size.width))
+            lines = wrapped(entry, self.content_size.width)
             if shown and len(shown) + len(lines) > self.content_size.height:
                 break
             shown += lines

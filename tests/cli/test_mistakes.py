@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,11 +58,15 @@ def test_an_address_is_taken_as_people_write_it(scaler: Run, stranger: str) -> N
     assert "is no scaler" in told.stderr
 
 
-def test_run_says_that_the_demo_models_are_to_be_made_first(scaler: Run) -> None:
-    """With the command that makes them."""
-    told = scaler("run", "--port", "0")
-    assert (told.returncode, told.stdout) == (3, "")
-    assert "scaler demo-models`" in told.stderr
+def test_run_says_who_has_the_port_before_anything_begins(scaler: Run, stranger: str, tmp_path: Path) -> None:
+    """One message, and nothing is made or kept."""
+    told = scaler("run", "--port", stranger.partition(":")[2])
+    assert (told.returncode, told.stdout) == (3, ""), told.stderr
+    (line,) = told.stderr.splitlines()
+    assert line.startswith(f"scaler: {stranger} is taken by ")
+    assert f"(process {os.getpid()}); end that program, or choose another port: --port" in line
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "state").exists()
 
 
 def test_run_refuses_a_port_that_there_is_not(scaler: Run) -> None:

@@ -12,7 +12,7 @@ from scaler.performance import AnswerSample
 from scaler.policy import Policy
 from scaler.proactive import ProactiveScaler
 from scaler.readings import Memory, Power, Reading
-from scaler.report import status_report
+from scaler.report import status_report, status_words
 
 GIBS = {"off": 0, "small": 2, "medium": 4, "large": 8}
 
@@ -38,9 +38,10 @@ class Machine:
             wall_s = 1.7e9 + self.now_s
             self.scaler.observe(Reading(self.now_s, wall_s=wall_s, memory=memory, own_bytes=own, power=power))
 
-    def told(self) -> tuple[str, str]:
-        """What `scaler status` and `scaler explain` print."""
+    def told(self, **loaded: Any) -> tuple[str, str]:
+        """What `scaler status` and `scaler explain` print; ``loaded`` is what the effects have."""
         report = status_report(self.scaler.status(), self.scaler.analyze_resource_trends())
+        report |= status_words(report, **loaded)
         plain = json.loads(json.dumps(report)) | {"answering": 0, "waiting": 0}
         return "\n".join(status._lines(plain)), "\n".join(explain._lines(plain))
 
@@ -50,9 +51,10 @@ def test_a_calm_machine_has_the_configured_figures_and_a_forecast() -> None:
     machine = Machine()
     machine.read(4, 700)
     stands, why = machine.told()
-    assert "limits    configured: gives way above 80.0 %, climbs after 5.0 min, expects 3.5 % more" in stands
+    assert "limits    configured: gives way above 80.0 %, climbs after 5.0 min" in stands
+    assert "          expects other programs to use up to 3.5 % more of the memory within 10.0 min" in stands
     assert "today" not in stands
-    assert "forecast: at most 78.5 % within 10.0 min (the peak of the last 5.0 min and 3.5 % on top)" in why
+    assert "forecast: at most 78.5 % at large within 10.0 min (the peak of the last 5.0 min and 3.5 % on top)" in why
     assert "next upgrade: none; large is the largest level" in why
 
 
@@ -130,7 +132,7 @@ def test_battery_power_is_told_from_the_first_second_to_the_climb_back() -> None
     machine.read(2, 7, on)
     why = machine.told()[1]
     assert f"medium is the level now\n  came from large because {lowered}" in why
-    assert "next upgrade: none; the tier, battery power, heat, a pin or that nobody asks for a model stands in" in why
+    assert f"next upgrade: none; {lowered}\n" in why
     assert f"large: not by waiting alone\n  the last change was 0 s ago; 300 s have to pass\n  {lowered}" in why
     machine.read(2, 101, mains)
     why = machine.told()[1]
@@ -147,3 +149,101 @@ def test_a_level_that_battery_power_forbids_and_that_stays_says_so() -> None:
     lowered = "the machine runs on battery; the tier allows small at most then"
     assert "large is the level now\n  came from small because" in machine.told()[1]
     assert f"  {lowered}; no smaller level that is allowed fits" in machine.told()[1]
+
+
+def test_a_pin_is_told_in_a_few_lines() -> None:
+    """That it is one, how it is let go, and from where on it gives way; nothing of what stands in no one's way now."""
+    machine = Machine()
+    machine.read(4, 400)
+    machine.scaler.pin("medium")
+    machine.read(4, 10)
+    stands, why = machine.told()
+    assert stands.startswith("level     medium (pinned to medium)\n")
+    assert why.split("\n") == [
+        "medium is the level now",
+        "  a person pinned medium; `scaler pin --release` lets it go",
+        "  usage at medium is 50.0 %; as it is pinned, it gives way from 95.0 % on",
+        "next upgrade: none; the level is pinned to medium",
+    ]
+    machine.scaler.unpin()
+    assert "came from large because a person pinned medium\n" in machine.told()[1]
+
+
+def test_a_pinned_level_that_had_to_give_way_says_what_it_lacks() -> None:
+    """The way back to it is as long as any, and what lies above it is not asked about."""
+    machine = Machine()
+    machine.read(4, 400)
+    machine.scaler.pin("medium")
+    machine.read(4, 2)
+    machine.read(11.5, 3)
+    machine.read(10, 20)
+    why = machine.told()[1]
+    assert why.startswith(
+        "small is the level now\n  a person pinned medium; `scaler pin --release` lets it go\n  came from"
+    )
+    assert "medium: not by waiting alone\n" in why
+    assert "\nlarge" not in why
+
+
+def test_who_pins_it_off_is_told_so() -> None:
+    """There is no usage to give way at."""
+    machine = Machine()
+    machine.read(4, 400)
+    machine.scaler.pin("off")
+    machine.read(4, 2)
+    stands, why = machine.told()
+    assert stands.startswith("level     off (pinned to off)\n")
+    assert why.split("\n") == [
+        "off is the level now: nothing is loaded",
+        "  a person pinned off; `scaler pin --release` lets it go",
+        "next upgrade: none; the level is pinned to off",
+    ]
+
+
+def test_a_forecast_is_told_once_for_all_levels() -> None:
+    """Before there is one, and when there is."""
+    machine = Machine()
+    machine.read(9, 100)
+    why = machine.told()[1]
+    assert why.count("forecast") == 1
+    assert "  forecast: none yet for small, medium, large; it needs 5.0 min without a gap\n" in why
+    machine.read(9, 600)
+    why = machine.told()[1]
+    assert why.count("forecast") == 1
+    each = "72.2 % at small, 84.8 % at medium, 109.8 % at large"
+    assert f"  forecast: at most {each} within 10.0 min (the peak of the last 5.0 min and 3.5 % on top)\n" in why
+
+
+def test_nobody_asks_for_a_model_is_why_nothing_is_climbed_to() -> None:
+    """And not a list of all that it might be."""
+    machine = Machine()
+    machine.scaler.want(False)
+    machine.read(4, 20)
+    assert machine.told()[1].startswith("off is the level now: nothing is loaded\n  forecast: none yet")
+    assert "\nnext upgrade: none; nobody asks for a model\n" in machine.told()[1]
+
+
+def test_while_a_level_is_loaded_it_is_told_who_answers() -> None:
+    """The level before, a model of the configuration before, or nobody."""
+    machine = Machine()
+    leave = machine.scaler.on_enter(lambda _: None)
+    machine.read(4, 1)
+    stands, why = machine.told()
+    assert stands.startswith("level     small, being loaded\n")
+    assert why.startswith("small is the level now (being loaded)\n  nothing answers until then\n")
+    stands, why = machine.told(former="old")
+    assert stands.startswith("level     old of the configuration before, going to small\n")
+    assert why.startswith(
+        "small is the level now (being loaded)\n  old of the configuration before answers until then\n"
+    )
+    stands, why = machine.told(loaded=("small",))
+    assert stands.startswith("level     small\n"), "what was before it has not gone yet"
+    assert why.startswith("small is the level now\n  came from off")
+    leave()
+    machine.scaler.switched(1)
+    machine.read(4, 400)
+    machine.scaler.on_enter(lambda _: None)
+    machine.read(8, 20)
+    stands, why = machine.told()
+    assert stands.startswith("level     large, going to medium\n")
+    assert why.startswith("medium is the level now (being loaded)\n  large answers until then\n")

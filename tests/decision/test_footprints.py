@@ -124,11 +124,15 @@ def test_a_level_found_too_large_is_left_and_not_climbed_to_again() -> None:
         ([Level("", {RAM: 1}, 0, 0)], r"ladder\[0\].name: '' cannot be used"),
         ([Level("a", {RAM: 1}, 0, 0), Level("a", {RAM: 2}, 0, 0)], r"ladder\[1\].name: 'a' is used twice"),
         (
-            [Level("a", {RAM: 2}, 0, 0), Level("b", {RAM: 1}, 0, 0)],
-            r"ladder\[1\]: 'b' takes 1 bytes of ram, 'a' before",
+            [Level("a", {RAM: 2 * GIB}, 0, 0), Level("b", {RAM: GIB}, 0, 0)],
+            r"ladder\[1\]: 'b' takes 1.00 GiB of RAM and 'a' before it 2.00 GiB; expected the levels from the smallest",
         ),
-        ([Level("a", {RAM: 2}, 0, 0), Level("b", {RAM: 2}, 0, 0)], "expected levels from the smallest footprint"),
-        ([Level("a", {RAM: 2, "gpu0": 1}, 0, 0), Level("b", {RAM: 2}, 0, 0)], "'b' takes 0 bytes of gpu0"),
+        (
+            [Level("a", {RAM: 2 * GIB}, 0, 0), Level("b", {RAM: 2 * GIB - 1024}, 0, 0)],
+            "'b' takes 1.999999 GiB of RAM and 'a' before it 2.000000 GiB",
+        ),
+        ([Level("a", {RAM: 2}, 0, 0), Level("b", {RAM: 2}, 0, 0)], "expected the levels from the smallest"),
+        ([Level("a", {RAM: 2, "gpu0": GIB}, 0, 0), Level("b", {RAM: 2}, 0, 0)], "'b' takes 0.00 GiB of gpu0"),
     ],
 )
 def test_a_ladder_that_cannot_be_climbed_is_refused(levels: list[Level], message: str) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from scaler import paths
-from scaler.documents import _expected, _kinds, _resolved
 from scaler.level_settings import LevelSettings
+from scaler.schema_words import expected, kinds, resolved
 from scaler.settings import Settings, settings_schema
 from scaler.tiers import HardwareTierDetector, tier_schema
 
@@ -109,7 +109,7 @@ def _ladder(schema: Mapping[str, Any]) -> Iterator[str]:
     del common["properties"]["runtime"]
     yield from _table(common, common, {})
     of_all = dict(_rows(common, common, {}))
-    for runtime, kind in _kinds(dict(schema), schema["properties"]["ladder"]["items"])[1].items():
+    for runtime, kind in kinds(schema, schema["properties"]["ladder"]["items"])[1].items():
         own = {name: row for name, row in _rows(schema, kind, {}) if name != "runtime" and of_all.get(name) != row}
         meant = " It is meant when `runtime` is left out." if "default" in kind["properties"]["runtime"] else ""
         yield f"\n### `runtime: {runtime}`\n\n{kind['description']}{meant}{_more(runtime)}\n"
@@ -127,7 +127,7 @@ def _described(schema: Mapping[str, Any], key: str, node: Mapping[str, Any], mad
 
 
 def _policy(schema: Mapping[str, Any]) -> Iterator[str]:
-    node = _resolved(dict(schema), schema["properties"]["policy"])
+    node = resolved(schema, schema["properties"]["policy"])
     yield f"\n## `policy`\n\n{_prose(node['description'])}{_more('policy')}\n\n{POLICY}"
     yield from _table(schema, node, {})
     tiers = HardwareTierDetector(paths.shipped_config() / "tiers").tiers  # no tiers of whoever writes the page
@@ -159,7 +159,7 @@ def _rows(
 ) -> Iterator[tuple[str, tuple[str, str, str]]]:
     """Each key with what it takes, its default and its words; ``made`` has defaults that the schema lacks."""
     for name, inner in node["properties"].items():
-        inner = _resolved(dict(schema), inner)
+        inner = resolved(schema, inner)
         is_section = _section(schema, inner) is not None
         takes = _takes(schema, inner)
         if name in node.get("required", ()):
@@ -178,13 +178,12 @@ def _rows(
 
 def _takes(schema: Mapping[str, Any], node: Mapping[str, Any]) -> str:
     """What a message says that it expected, without what is for programs."""
-    words = _expected(dict(schema), dict(node)).replace(" of at least 1", " (not empty)")
-    return re.sub(r"(\d)\.0\b", r"\1", words)
+    return re.sub(r"(\d)\.0\b", r"\1", expected(schema, node))
 
 
 def _section(schema: Mapping[str, Any], node: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The mapping with keys of its own that a key takes, if it does."""
-    choices = [_resolved(dict(schema), choice) for choice in node.get("anyOf", (node,))]
+    choices = [resolved(schema, choice) for choice in node.get("anyOf", (node,))]
     return next((choice for choice in choices if "properties" in choice), None)
 
 

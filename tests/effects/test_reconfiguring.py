@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from scaler.errors import LevelUnavailable, QueueFull
+from scaler.assembly import Parts, assemble
+from scaler.errors import ConfigError, LevelUnavailable, QueueFull
 from scaler.events import PinChanged, Reconfigured
 from scaler.journal import Journal, read
 from scaler.level_settings import EmbeddedLevel, LevelSettings, VllmLevel
 from scaler.levels import GIB, RAM, Ladder, Level
+from scaler.manager import ModelManager
 from scaler.monitor import ReadingTaken, ResourceMonitor
 from scaler.performance import AnswerSample
 from scaler.policy import Policy
 from scaler.runtimes.embedded import EmbeddedRuntime
 from scaler.runtimes.vllm import VllmRuntime
+from scaler.surroundings import Surroundings
 from tests.effects.test_proactive import Bench
 from tests.effects.test_switching import Stage, on_stage
 
@@ -50,7 +55,7 @@ async def test_the_model_of_a_level_that_is_gone_answers_until_the_next_one_does
     large = await stage.serve("large")
     answer = await begun(stage)
     change(stage, ("small",), ("small",))
-    assert stage.switcher.loaded == ()
+    assert (stage.switcher.loaded, stage.switcher.former) == ((), "large")
     assert stage.runtime.log == ["load large"]
     another = asyncio.create_task(stage.answer(1))
     for _ in range(4):
@@ -59,6 +64,7 @@ async def test_the_model_of_a_level_that_is_gone_answers_until_the_next_one_does
     assert (await another)[0] == "large"
     await stage.serve("small")
     assert stage.runtime.log == ["load large", "load small", "unload large"]
+    assert stage.switcher.former is None
     assert stage.scaler.status().performance == {}
 
 
@@ -237,3 +243,40 @@ def test_a_journal_of_another_size_rotates_by_it(tmp_path: Path) -> None:
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["journal.jsonl", "journal.jsonl.1", "journal.jsonl.2"]
     assert [record["number"] for record in read(journal.path)][-1] == 11
+
+
+def test_a_refusal_that_nobody_waits_for_any_more_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log; whoever asked has hung up, and asyncio has no error left that nobody took."""
+    (tmp_path / "a.gguf").write_bytes(b"none")
+    config = tmp_path / "scaler.yaml"
+    config.write_text("ladder: [{name: a, model: a.gguf, ram_gib: 1}]\njournal: {path: journal.jsonl}\n")
+    begun, gate = threading.Event(), threading.Event()
+
+    def slow(path: Path | None = None, running: Parts | None = None) -> Parts:
+        if running is None:
+            return assemble(path)
+        begun.set()
+        assert gate.wait(30)
+        raise LevelUnavailable("a: it cannot be sized")
+
+    async def hang_up(manager: ModelManager) -> None:
+        asking = asyncio.create_task(manager.reload())
+        await asyncio.to_thread(begun.wait, 30)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    async def answered(manager: ModelManager) -> None:
+        gate.set()
+        with pytest.raises(ConfigError, match="cannot be sized"):
+            # It waits for the one before.
+            await manager.reload()
+
+    with ModelManager(config, surroundings=Surroundings(assemble=slow)) as manager:
+        asyncio.run(hang_up(manager))
+        asyncio.run(answered(manager))
+    gc.collect()
+    assert caplog.text.count("the configuration is refused, and nothing changes") == 2
+    assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]

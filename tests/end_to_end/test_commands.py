@@ -84,6 +84,19 @@ def test_a_person_starts_it_talks_to_it_and_understands_it(daemon: Daemon, tmp_p
     assert "large" in history
 
 
+def test_a_second_one_says_only_that_one_runs_already(daemon: Daemon, configure: Callable[..., Path]) -> None:
+    """The cause and what to do; nothing of what it would mean for what is remembered, and the first goes on."""
+    config = configure()
+    command = [*SCALER, "run", "--config", str(config), "--port", daemon.url.rpartition(":")[2]]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (second.returncode, second.stdout) == (3, "")
+    (line,) = second.stderr.splitlines()
+    assert line.startswith(f"scaler: a scaler runs at {daemon.url} already: `")
+    assert f"status --url {daemon.url}` tells how it stands" in line
+    assert "--port" in line
+    assert daemon.ask("status").returncode == 0
+
+
 def test_the_daemon_keeps_what_it_saw(configure: Callable[..., Path], tmp_path: Path) -> None:
     """With its own model's part, so that it can be replayed."""
     daemon = Daemon(configure())

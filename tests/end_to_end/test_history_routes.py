@@ -56,6 +56,8 @@ def test_the_last_hour_has_readings_levels_and_why_they_changed(serving: Serving
         assert (down["source"], down["dest"]) == ("large", "medium")
         assert "the limit is" in down["reason"]
         assert down["outcome"]["level"] == "medium"
+        assert down["what"] == "large → medium"
+        assert down["why"].startswith(f"{down['reason']} [done after ")
         assert [event["at"] for event in told["events"]] == sorted(event["at"] for event in told["events"])
         assert get(f"{url}/history?last_s=86400")["interval_s"] == 120
 

@@ -167,6 +167,20 @@ def test_whatever_it_writes_is_its_owners_and_holds_no_secret(run: Run, tmp_path
             assert secret not in text, (what, text)
 
 
+def test_a_key_in_a_levels_address_is_refused_and_goes_nowhere(run: Run, tmp_path: Path) -> None:
+    """No request could be sent with it, so that it never gets to where addresses are shown."""
+    whole = run.config.read_text()
+    assert "http://127.0.0.1:9" in whole
+    run.config.write_text(whole.replace("http://127.0.0.1:9\n", "http://127.0.0.1:9/v1?key=SECRET\n"))
+    status, refused = run.post("/reload", {})
+    assert (status, "ladder[1].url: holds a name, a password, or what follows a ? or #" in refused) == (422, True)
+    told = [refused, *(run.command(*one) for one in (("config", "check"), ("config", "show"), ("doctor",), ("run",)))]
+    assert all("ladder[1].url" in text for text in told), told
+    run.end()
+    told += [run.said, (tmp_path / "stderr").read_text(), (tmp_path / "state/deeper/journal/journal.jsonl").read_text()]
+    assert not [text for text in told if "SECRET" in text]
+
+
 def test_what_sqlite_makes_beside_the_database_is_its_owners_too(tmp_path: Path) -> None:
     """Its log holds what was said last."""
     before = os.umask(0)
@@ -239,6 +253,9 @@ WRONG = [
     "notices: {webhook: 'http://SECRET@:99999999/'}",
     "ladder: [{name: a, runtime: ollama, model: m, url: 'http://me:SECRET@127.0.0.1'}]",
     "ladder: [{name: a, runtime: ollama, model: m, url: 'me:SECRET@127.0.0.1'}]",
+    "ladder: [{name: a, runtime: openai, model: m, url: 'http://h/v1?key=SECRET'}]",
+    "ladder: [{name: a, runtime: openai, model: m, url: 'http://h/v1#SECRET'}]",
+    "ladder: [{name: a, runtime: vllm, model: m, vram_gib: 1, url: 'http://elsewhere:8000?key=SECRET'}]",
     "ladder: [{name: a, runtime: openai, model: m, url: 'http://h', key_env: sk-SECRET}]",
     "ladder: [{name: a, runtime: openai, model: m, url: 'http://h', api_key: SECRET}]",
     "server: {token: SECRET}",

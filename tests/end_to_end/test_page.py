@@ -81,8 +81,9 @@ def test_a_step_down_is_seen_as_it_happens(serving: Serving, machine: Machine, s
         expect(page.locator("#level")).to_have_text("medium")
         # What a screen reader says.
         expect(page.get_by_role("status")).to_contain_text("medium answers now")
-        expect(page.locator("#why")).to_contain_text("Came from large at ")
+        expect(page.locator("#why")).to_contain_text("came from large because usage at large is")
         expect(page.locator("#why")).to_contain_text("the limit is 80 %")
+        expect(page.locator("#why li").last).to_have_text(re.compile(r"since \d\d:\d\d:\d\d"))
         expect(upgrade).to_contain_text("large waits for room")
         expect(page.locator("#lacking")).to_contain_text("to climb it must be at most")
         expect(page.locator("#events b").first).to_have_text("large → medium")
@@ -90,7 +91,7 @@ def test_a_step_down_is_seen_as_it_happens(serving: Serving, machine: Machine, s
         expect(page.get_by_role("img", name="RAM over time")).to_be_visible()
         # Each decision is explained to a mouse and to the keyboard.
         mark, tip = page.locator(".mark").last, page.locator(".tip")
-        expect(mark).to_have_accessible_name(re.compile("large to medium: usage at large is .*; done after"))
+        expect(mark).to_have_accessible_name(re.compile("large to medium: usage at large is .*done after"))
         mark.hover()
         expect(tip).to_contain_text("the limit is 80 %")
         mark.focus()
@@ -124,6 +125,9 @@ def test_a_level_is_pinned_with_the_keyboard_alone(serving: Serving, seen: Seen)
         expect(page.locator("#level")).to_have_text("small")
         expect(page.locator("#ladder-note")).to_have_text("a person pinned small")
         assert manager.scaler.status().pinned == "small"
+        expect(page.locator("#why li").first).to_have_text("a person pinned small; scaler pin --release lets it go")
+        expect(page.locator("#why li code")).to_have_text("scaler pin --release")
+        expect(page.locator("#lacking")).to_have_text("the level is pinned to small")
         # The button is the same one, and says what it does now.
         assert page.evaluate(focused) == "Unpin small"
         page.keyboard.press("Space")
@@ -264,6 +268,22 @@ def test_whoevers_words_they_are_they_stay_words(
         assert page.locator("img").count() == 1, "the page's own"
         assert page.evaluate("window.hurt === undefined")
         assert too_wide(page) <= 0
+        assert seen.complaints == []
+
+
+@needs_chromium
+def test_what_a_reload_changed_is_told_in_full(serving: Serving, configure: Callable[..., Path], seen: Seen) -> None:
+    """As `scaler history` has it: which levels, which figures, what waits for a restart."""
+    with serving(levels=("small",)) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        seen.page.goto(url)
+        expect(seen.page.locator("#events b").first).to_have_text("off → small")
+        configure(levels=("small", "medium"), policy={"scale_at": 0.7}, server={"port": 1})
+        manager.reload_sync()
+        told = seen.page.locator("#events li", has_text="configuration read anew")
+        expect(told).to_contain_text('ladder: ["small"] → ["small", "medium"]; policy.scale_at: 0.8 → 0.7')
+        expect(told).to_contain_text("after a restart only: server.port")
         assert seen.complaints == []
 
 

@@ -16,10 +16,13 @@ import psutil
 import pytest
 import yaml
 
+from scaler.cli.reload import UNCHANGED
 from scaler.demo.models import NUMBERS
 from scaler.errors import ConfigError, RequestRejected
 from scaler.events import DecisionMade, PinChanged, Reconfigured
 from scaler.journal import read
+from scaler.proactive import Event
+from scaler.report import status_report, status_words
 from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine
 from tests.end_to_end.test_commands import SCALER, Daemon
 from tests.end_to_end.test_ladder import decisions, settles_at
@@ -90,7 +93,18 @@ def test_a_level_that_is_gone_gives_way_and_its_pin_goes_with_it(
         manager.scaler.pin("medium")
         (pid,) = manager._switcher.pids()
         configure(levels=("small", "large"))
+        meanwhile: list[list[str]] = []
+
+        def look(event: Event) -> None:
+            if isinstance(event, Reconfigured):
+                report = status_report(manager.scaler.status(), {})
+                meanwhile.append(status_words(report, former=manager.former)["why"][:2])
+
+        leave = manager.scaler.subscribe(look)
         done = manager.reload_sync()
+        leave()
+        told = ["small is the level now (being loaded)", "medium of the configuration before answers until then"]
+        assert meanwhile == [told]
         assert [(one.key, one.before, one.after) for one in done.changes] == [
             ("ladder", '["small", "medium"]', '["small", "large"]')
         ]
@@ -102,6 +116,7 @@ def test_a_level_that_is_gone_gives_way_and_its_pin_goes_with_it(
         assert (reload.trigger, reload.reason) == ("reload", "medium is not on the ladder any more")
         assert climb.at_s - reload.at_s >= manager.scaler.policy.dwell_s
         assert not psutil.pid_exists(pid)
+        assert manager.former is None
         assert manager.generate_response_sync("Who are you?").level == "large"
 
 
@@ -296,8 +311,8 @@ def test_a_person_reloads_by_command_and_by_signal(
     right.write_text("{}")
     check = subprocess.run([*SCALER, "config", "check", "--config", str(path)], capture_output=True, text=True)
     refused = daemon.ask("reload", "--config", str(right))
-    assert (refused.returncode, refused.stderr) == (check.returncode, check.stderr)
-    assert check.returncode == 2
+    assert refused.stderr.removeprefix(check.stderr) == f"{UNCHANGED}\n"
+    assert refused.returncode == check.returncode == 2
     assert "policy.scale_at: 2 cannot be used" in refused.stderr
     assert json.loads(daemon.ask("status", "--json").stdout)["policy"]["scale_at"] == 0.8
     history = subprocess.run(

@@ -7,6 +7,7 @@ import html
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
+from textual.content import Content
 from textual.pilot import Pilot
 
 from scaler import cli
@@ -23,7 +26,9 @@ from scaler.events import SwitchFailed
 from scaler.serving.app import Endpoint
 from scaler.top.app import Top
 from scaler.top.link import Link
+from scaler.top.told import wrapped
 from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine, Watch
+from tests.end_to_end.test_door import make_certificate
 from tests.end_to_end.test_ladder import settles_at
 
 Serving = Callable[..., Any]
@@ -78,6 +83,7 @@ def test_a_person_sees_what_serves_and_why_and_pins_by_key(serving: Serving, mac
             )
             lines = text.split("\n")
             assert all(len(line) <= WIDTH for line in lines)
+            assert not re.search(r"\d\n +(?:%|[GM]iB|s|min|tokens/s)\b", text)
             assert re.search(r"came from \w+ because usage at large would be", " ".join(text.split()))
             assert "none; large is the largest level" in text
             assert any(re.search(r"▶3 large +at [\d.]+ % +serves +\d+ tokens/s", line) for line in lines)
@@ -301,6 +307,56 @@ def test_in_a_terminal_it_is_drawn_pins_and_leaves_all_as_it_was(
         assert top.as_it_was()
 
 
+def test_with_the_token_and_the_certificate_of_the_configuration_it_is_let_in(
+    serving: Serving, machine: Machine, terminal: Callable[..., Terminal], demo_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """It is shown and pins; without them one message says why not. Names that are two cells a letter shift no line."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    certificate, key = make_certificate(tmp_path)
+    token = tmp_path / "token"
+    token.write_text("correct-horse-battery-staple\n")
+    token.chmod(0o600)
+    ladder = [
+        {"name": "小さい", "model": str(demo_models["small"]), "ram_gib": 0.08, "context_tokens": 2048},
+        {"name": "medium 🦙", "model": str(demo_models["medium"]), "ram_gib": 0.24, "context_tokens": 2048},
+    ]
+    server = {"token_file": str(token), "tls": {"certificate": str(certificate), "key": str(key)}}
+    with serving(ladder=ladder, server=server) as (url, manager, watch):
+        assert url.startswith("https://")
+        manager.scaler.want(True)
+        settles_at(manager, watch, "medium 🦙")
+        top = terminal("--url", url, "--config", manager.settings.file)
+        top.shows(url, "live ", "medium 🦙 is the level now", "▶2 medium 🦙", "in that hour")
+        lines = [line for line in top.text().split("\n") if re.search(r"[ ▶][12] .* at +[\d.]+ %", line)]
+        assert len({cell_len(line[: line.index(" at ")]) for line in lines}) == 1
+        assert len(lines) == len(ladder)
+        top.press("1")
+        pinned(watch, manager, "小さい")
+        top.shows("小さい is the level now; pinned to 小さい", "▶1 小さい")
+        top.press("q")
+        assert top.ends() == 0
+        token.write_text("another-horse-another-battery\n")
+        refused = terminal("--url", url, "--config", manager.settings.file)
+        assert refused.ends() == 3
+        assert "\x1b" not in refused.raw
+        assert "token" in refused.raw
+
+
+def test_a_figure_and_its_unit_are_never_parted() -> None:
+    """However wide the line is; nothing else changes, and colours stay where they were."""
+    text = (
+        "usage at large would be 16.3 % of 23.5 GiB; at most 76 % for 15 of the 60 s asked; 81 MiB, 12 min, 39 tokens/s"
+    )
+    content = Content.assemble("usage", (text.removeprefix("usage"), "bold"))
+    for width in range(12, len(text) + 1):
+        lines = wrapped(content, width)
+        assert all(line.cell_length <= width for line in lines)
+        assert not [line.plain for line in lines if re.match(r"(%|GiB|MiB|s|min|tokens/s)(?!\w)", line.plain)]
+        assert " ".join(line.plain.strip() for line in lines) == text
+        assert all(span.style == "bold" for line in lines for span in line.spans)
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "status", "words"),
     [
@@ -343,4 +399,4 @@ def test_without_the_library_the_extra_is_named(
             monkeypatch.setattr(stream, "isatty", lambda: True)
         monkeypatch.setenv("TERM", "xterm")
         assert cli.main(["top"]) == 3
-    assert re.search(r"textual is not installed; .*'capability-scaler\[tui\]'", capfd.readouterr().err)
+    assert re.search(r"textual is not installed; .*\[tui\]'", capfd.readouterr().err)

@@ -51,7 +51,7 @@ def walk_installer(name: str, tools: Environment, wheel: Path, folder: Path) -> 
     if second != f"{first}.post1":
         raise Failed(f"{' '.join(upgrade)}: it is {second} still")
     # What the extra brought is to stay over an upgrade.
-    if "xllamacpp is not installed" not in (told := said(scaler, "run", "--port", "0", env=places, code=3)):
+    if "gguf is not installed" not in (told := said(scaler, "run", "--port", "0", env=places, code=3)):
         raise Failed(f"{' '.join(upgrade)}: {told}")
     said(program, *uninstall, env=places)
     left = [str(path) for path in home.rglob("*") if "scaler" in path.name and not path.name.endswith(".lock")]

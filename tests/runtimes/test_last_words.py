@@ -43,6 +43,16 @@ def test_what_is_kept_is_bounded(sizes: list[int]) -> None:
             1,
             "tensor data ends",
         ),
+        (
+            b"Traceback\nImportError: libgomp.so.1: cannot open shared object file: No such file or directory\n",
+            1,
+            "xllamacpp takes the library libgomp.so.1, which is not here; install it: apt-get install libgomp1, or dnf",
+        ),
+        (
+            b"ImportError: libstdc++.so.6: cannot open shared object file: No such file or directory\n",
+            1,
+            "xllamacpp takes a library that is not here (libstdc++.so.6: cannot open shared object file: No such file",
+        ),
         (b"0.1 E ggml: unable to allocate CPU buffer\n", 1, "not enough memory (unable to allocate CPU buffer)"),
     ],
 )

@@ -45,3 +45,11 @@ def test_a_fault_in_the_middle_of_an_answer_breaks_it_off() -> None:
     """A second answer behind half of the first would be read as part of it."""
     with pytest.raises(aiohttp.ClientError):
         asyncio.run(answers("/broken"))
+
+
+def test_who_asks_for_what_is_not_there_is_told_everything_that_is() -> None:
+    """In whichever dialect: who speaks one may not know of the other."""
+    for status, told in asyncio.run(answers("/nowhere", "/api/nowhere")):
+        assert status == 404
+        message = told["error"] if isinstance(told["error"], str) else told["error"]["message"]
+        assert message.endswith("; there are: /api/chat, /broken, /v1/models")

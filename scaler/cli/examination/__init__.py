@@ -1,6 +1,6 @@
 """What `scaler doctor` looks at: one module a subject, each with an ``examine`` that tells what it found.
 
-They look and change nothing, load nothing, and may be as slow as they like: whoever calls them waits no longer than it
+They look and change nothing, load no model, and may be as slow as they like: whoever calls them waits no longer than it
 wants to. What another part of scaler knows, they ask that part.
 """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import socket
 import urllib.error
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from scaler import __version__
 from scaler.cli.examination import Finding, Patient, note, ok, problem
 from scaler.errors import ConfigError, DaemonUnreachable, ScalerError
+from scaler.runtimes.listeners import occupant
+from scaler.serving.address import check_free
 
 if TYPE_CHECKING:
     from scaler.settings import Settings
@@ -121,14 +122,10 @@ def _nobody(settings: Settings, why: str) -> Iterator[Finding]:
     """Nothing answers as a web server does: is the port free, or has somebody it who does not answer?"""
     host, port = settings.server.host, settings.server.port
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # As servers do: what the last one left half closed is no hindrance.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        check_free(host, port)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            yield problem("port", f"{port} is taken by {_who(port)}, which does not answer ({why})", OTHER_PORT)
+            yield problem("port", f"{port} is taken by {occupant(port)}, which does not answer ({why})", OTHER_PORT)
         elif error.errno == errno.EACCES:
             yield problem("port", f"{port} may not be listened on by you", "choose one above 1023: server.port")
         else:
@@ -147,17 +144,4 @@ def _other(port: int, error: ScalerError) -> Finding:
             do = "set SCALER_TOKEN, or server.token_file, to what the daemon was started with"
             return problem("daemon", f"what answers does not let this command in: {error}", do)
         answers = f"it answers {refused.code}"
-    return problem("port", f"{port} is taken by {_who(port)}, which is no scaler ({answers})", OTHER_PORT)
-
-
-def _who(port: int) -> str:
-    """The process that has a port, as far as it may be seen."""
-    import psutil
-
-    from scaler.runtimes.listeners import listener
-
-    try:
-        pid = listener(port)
-        return "another program" if pid is None else f"{psutil.Process(pid).name()} (process {pid})"
-    except psutil.Error:
-        return "another program"
+    return problem("port", f"{port} is taken by {occupant(port)}, which is no scaler ({answers})", OTHER_PORT)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from scaler.cli.examination import Finding, Patient, note, ok, problem
-from scaler.cli.words import gib
 from scaler.errors import ConfigError, LevelUnavailable, MissingExtra
 from scaler.level_settings import (
     EmbeddedLevel,
@@ -20,6 +19,7 @@ from scaler.level_settings import (
     listed,
 )
 from scaler.levels import RAM
+from scaler.words import gib
 
 if TYPE_CHECKING:
     from scaler.discovery.found import Source
@@ -52,13 +52,16 @@ def examine(patient: Patient) -> Iterator[Finding]:
 def _each(settings: Settings) -> Iterator[Finding]:
     from scaler.assembly import absent_files, runtime_called
 
-    absent = list(absent_files(settings, demo=True))
-    for line in absent:
-        where, _, what = line.removeprefix(f"{settings.file}: ").partition(": ")
+    absent = set(absent_files(settings, demo=False))
+    for fault in absent_files(settings, demo=True):
+        where, _, what = fault.sentence.partition(": ")
         says, _, do = what.rpartition("; ")
-        yield problem(f"level {where}", says, do)
+        if fault in absent:
+            yield problem(f"level {where}", says, do)
+        else:
+            yield note(f"level {where}", says, "nothing: `scaler run` makes this demo model")
     runtimes: dict[str, Runtime[Any] | None] = {}
-    for kind in dict.fromkeys(level.runtime for level in settings.ladder):
+    for kind in dict.fromkeys(model.runtime for _, model in settings.models()):
         runtime = runtime_called(kind)
         try:
             runtime.require()
@@ -68,6 +71,8 @@ def _each(settings: Settings) -> Iterator[Finding]:
             runtimes[kind] = None
         else:
             runtimes[kind] = runtime
+            if kind == "embedded":
+                yield from _loads()
     unset = {level.name: level.key_env for level in settings.ladder if isinstance(level, ServedLevel) and _unset(level)}
     for name, variable in unset.items():
         yield problem(f"level {name}", f"the environment variable {variable} is not set", "set it to the API key")
@@ -81,8 +86,18 @@ def _each(settings: Settings) -> Iterator[Finding]:
             yield _served(level, there[level.name], runtime_or_none)
         elif isinstance(level, EmbeddedLevel | LlamaServerLevel) and level.model.is_file():
             yield _file(level, runtime_or_none)
-    if settings.embeddings is not None and settings.embeddings.model.is_file():
-        yield _embeddings(settings.embeddings)
+    vectors = settings.embeddings
+    if vectors is not None and vectors.model.is_file() and runtimes[vectors.runtime] is not None:
+        yield _embeddings(vectors)
+
+
+def _loads() -> Iterator[Finding]:
+    """llama.cpp's library may be installed and take another one that is not: every load would fail."""
+    from scaler.runtimes.embedded_process import unloadable
+
+    if (why := unloadable()) is not None:
+        says, _, do = why.partition("; ")
+        yield problem("runtime embedded", f"llama.cpp is installed and does not load: {says}", do)
 
 
 def _together(patient: Patient) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scaler.cli.examination import Finding, Patient, note, ok, problem
-from scaler.cli.words import gib
+from scaler.words import gib
 
 LEAST_FREE_BYTES = 100 * 1024**2
 """On a disk with less the journal and the recording will soon not be written any more: they may take 25 and 64 MiB as

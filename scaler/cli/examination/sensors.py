@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scaler.cli.examination import Finding, Patient, note, ok, problem
-from scaler.cli.words import gib, percent
 from scaler.levels import RAM, gpu_resource
 from scaler.monitor import MonitorEvent, ResourceMonitor, SensorLost
 from scaler.readings import Reading
+from scaler.words import gib, percent
 
 NVIDIA_DRIVER = Path("/dev/nvidiactl")
 """Where NVIDIA's driver is spoken to on Linux."""

@@ -2,10 +2,11 @@
 
 import { ask, forgetToken, keepToken, Refused, Stream, TokenNeeded } from "/page/daemon.js";
 import { Picture } from "/page/picture.js";
-import { clock, colourOf, countdown, duration, gib, make, of, outcome, percent, say, secondsOf } from "/page/words.js";
+import { clock, colourOf, countdown, duration, gib, make, of, percent, say, secondsOf, withCommands } from "/page/words.js";
 
 const REFRESH_MS = 1000, SETTLE_MS = 150, MOST_EVENTS = 60, TABLE_ROWS = 24;
 const TOLD_OF = new Set(["decision", "switched", "switch_failed", "died", "pin", "reconfigured", "hurried", "advised"]);
+const LISTED = new Set(["decision", "died", "pin", "standby_lost", "unload_failed", "reconfigured"]);
 const WAYS = { up: "Climbing", down: "Stepping down", same: "Loading anew" };
 const $ = (id) => document.getElementById(id);
 const state = { status: null, fault: "", usage: {}, points: [], events: [], decisions: [], levels: [], intervalS: 10, lastS: 3600, now: 0, ahead: 0 };
@@ -148,26 +149,16 @@ function trouble(text) {
 
 function renderNow(status) {
   const { state: meant, serving, settled, last_decision: decision, reading, pinned } = status;
-  say($("level"), serving === "off" && meant === "off" ? "off" : serving === "off" ? meant : serving);
-  document.title = `${serving} · scaler`;
+  const shown = serving === "off" ? meant : serving;
+  say($("level"), shown);
+  document.title = `${shown} · scaler`;
   say($("machine"), status.tier ? `tier ${status.tier}` : "");
   const tag = !settled ? (meant === "off" ? "being unloaded" : `loading ${meant}${progress(status, meant)}`) : pinned ? "pinned" : "";
   say($("level-tag"), tag);
   $("level-tag").hidden = !tag;
-  const sentences = [];
-  if (serving === "off" && settled) {
-    const lacking = status.outlooks[0]?.lacking ?? [];
-    sentences.push(`Nothing is loaded${lacking.length ? `: ${lacking.join("; ")}` : ""}.`);
-  } else if (status.projected && of(status.projected, serving) != null) {
-    sentences.push(`Usage at ${serving} is ${percent(of(status.projected, serving))}.`);
-  }
-  if (decision) {
-    const when = reading?.wall_s ? ` at ${clock(reading.wall_s - (reading.at_s - decision.at_s))}` : "";
-    sentences.push(`Came from ${decision.source}${when} because ${decision.reason}.`);
-  }
-  const lowered = status.outlooks.flatMap((one) => one.findings).find((one) => one.holds && one.guard === "over_ceiling");
-  if (lowered) sentences.push(`${lowered.sentence}; no smaller level that is allowed fits.`);
-  say($("why"), sentences.join(" "));
+  const [, ...reasons] = status.why;
+  if (decision && reading?.wall_s) reasons.push(`since ${clock(reading.wall_s - (reading.at_s - decision.at_s))}`);
+  fill($("why"), reasons, (sentence) => make("li", {}, ...withCommands(sentence)));
   const speed = of(status.performance, serving);
   say($("running"), String(status.answering));
   say($("waiting"), String(status.waiting));
@@ -180,40 +171,23 @@ function progress(status, level) {
   return done === undefined || done >= 1 ? "" : `, ${Math.round(100 * done)} %`;
 }
 
-// The soonest, as `scaler explain` has it: of those that can come together the largest, or the one that lacks least.
 function renderNext(status) {
-  const rank = (level) => state.levels.indexOf(level);
-  const higher = status.outlooks.filter((one) => rank(one.level) > rank(status.state));
-  const open = higher.filter((one) => one.earliest_s !== null);
-  const order = (one) => {
-    const lacksRoom = one.wait_s === null;
-    return [one.earliest_s, lacksRoom ? 1 : 0, lacksRoom || status.state === "off" ? rank(one.level) : -rank(one.level)];
-  };
-  open.sort((one, two) => {
-    const [first, second] = [order(one), order(two)];
-    return first[0] - second[0] || first[1] - second[1] || first[2] - second[2];
-  });
-  const soonest = open[0];
-  const effective = new Map(status.effective.map((one) => [one.level, one]));
-  let name = "none", lacking = [], share = 0;
+  const { level, waits_for: waitsFor } = status.next;
+  const soonest = status.outlooks.find((one) => one.level === level);
+  const lacking = [...waitsFor];
+  let share = 0;
   deadline = null;
   if (soonest) {
-    name = soonest.level;
-    lacking = soonest.lacking;
-    const dwell = effective.get(soonest.level)?.dwell_s ?? status.policy.dwell_s;
+    const dwell = status.effective.find((one) => one.level === level)?.dwell_s ?? status.policy.dwell_s;
     if (soonest.wait_s !== null) {
       deadline = performance.now() / 1000 + soonest.wait_s;
       share = dwell > 0 ? Math.max(0, Math.min(1, 1 - soonest.wait_s / dwell)) : 1;
     } else if (soonest.earliest_s > 0) {
-      lacking = [...lacking, `once there is room: in ${duration(soonest.earliest_s)} at the earliest`];
+      lacking.push(`once there is room: in ${duration(soonest.earliest_s)} at the earliest`);
     }
-    if (!lacking.length) lacking = ["nothing is lacking; it comes with the next reading"];
-  } else if (higher.length) {
-    lacking = [...new Set(higher.flatMap((one) => one.lacking))];
-  } else {
-    lacking = [`${status.state} is the largest level`];
+    if (!lacking.length) lacking.push("nothing is lacking; it comes with the next reading");
   }
-  say($("next"), name);
+  say($("next"), level ?? "none");
   $("waited").style.width = `${100 * share}%`;
   fill($("lacking"), lacking, (sentence) => make("li", { text: sentence }));
   tick(soonest);
@@ -274,7 +248,8 @@ function renderLadder(status) {
   const outlooks = new Map(status.outlooks.map((one) => [one.level, one]));
   for (const effective of status.effective) {
     const one = rungs.get(effective.level);
-    const { level, scale_at: scaleAt, limit } = effective;
+    const { level, scale_at: scaleAt } = effective;
+    const limit = level === status.pinned ? effective.critical_at : effective.limit;
     const usage = of(status.projected, level);
     const takes = Object.entries(effective.takes).map(([name, size]) => `${gib(size)}${name === "ram" ? "" : ` of ${name}`}`);
     const outlook = outlooks.get(level);
@@ -299,10 +274,13 @@ function renderLadder(status) {
   }
 }
 
-// What a level waits for; a smaller one waits for nothing unless it is about to be stepped down to.
+// What a level waits for; a smaller one waits for nothing unless it is about to be stepped down to, and one above the
+// pinned level comes with no waiting.
 function waits(status, outlook) {
   if (!outlook) return [];
-  const smaller = state.levels.indexOf(outlook.level) < state.levels.indexOf(status.state);
+  const rank = (level) => state.levels.indexOf(level);
+  if (status.pinned !== null && rank(outlook.level) > rank(status.pinned)) return [];
+  const smaller = rank(outlook.level) < rank(status.state);
   if (smaller && !outlook.wait_s) return [];
   if (!outlook.lacking.length) return ["nothing is lacking; it comes with the next reading"];
   const when = outlook.wait_s === null ? "not by waiting alone" : `in ${duration(outlook.wait_s)} if this lasts`;
@@ -378,19 +356,11 @@ function renderMachine(status) {
 }
 
 function renderEvents() {
-  const words = {
-    decision: (event) => [`${event.source} → ${event.dest}`, `${event.reason} [${outcome(event)}]`],
-    died: (event) => [`${event.level} died`, event.reason],
-    pin: (event) => [event.level === null ? "unpinned" : `pinned to ${event.level}`, ""],
-    standby_lost: (event) => [`${event.level} does not stand by`, event.reason],
-    unload_failed: (event) => [`${event.level} stays`, `it was told to go: ${event.reason}`],
-    reconfigured: (event) => ["configuration read anew", event.changes.map((one) => one.key).join(", ")],
-  };
-  const shown = state.events.filter((event) => Object.hasOwn(words, event.event)).slice(-MOST_EVENTS).reverse();
+  const shown = state.events.filter((event) => LISTED.has(event.event)).slice(-MOST_EVENTS).reverse();
   if (!shown.length) return fill($("events"), ["nothing"], () => make("li", { cls: "nothing", text: "nothing in this time" }));
   fill($("events"), shown, (event) => {
-    const [what, why] = words[event.event](event);
-    return make("li", {}, make("time", { text: clock(secondsOf(event)), datetime: event.at }), make("span", {}, make("b", { text: what }), why ? ` ${why}` : ""));
+    const { at, what, why } = event;
+    return make("li", {}, make("time", { text: clock(secondsOf(event)), datetime: at }), make("span", {}, make("b", { text: what }), why ? ` ${why}` : ""));
   });
 }
 

@@ -1,7 +1,7 @@
 // One resource over time: what others use and our own model on top of it, against the limits, with where each level
 // would bring it, the level that answered below, and the decisions as buttons above.
 
-import { clock, colourOf, draw, gib, make, of, outcome, percent, say, secondsOf } from "/page/words.js";
+import { clock, colourOf, draw, gib, make, of, percent, say, secondsOf } from "/page/words.js";
 
 const TOP = 22, RIBBON = 16, AXIS = 18, GAP_STRETCHES = 2.5, LABEL = 14;
 
@@ -209,7 +209,7 @@ export class Picture {
       const failed = event.outcome?.event === "switch_failed" ? " failed" : "";
       button.className = `mark ${event.direction}${failed}`;
       button.style.left = `${x}px`;
-      button.setAttribute("aria-label", `${clock(secondsOf(event))}, ${event.source} to ${event.dest}: ${event.reason}; ${outcome(event)}`);
+      button.setAttribute("aria-label", `${clock(secondsOf(event))}, ${event.source} to ${event.dest}: ${event.why}`);
     }
     for (const [key, button] of this.buttons) {
       if (!known.has(key)) { button.remove(); this.buttons.delete(key); }
@@ -236,9 +236,9 @@ export class Picture {
   explain(button) {
     const event = button.event;
     this.tip.replaceChildren(
-      make("b", { text: `${event.source} → ${event.dest}` }),
-      make("div", { text: event.reason }),
-      make("span", { text: `${clock(secondsOf(event))}, ${outcome(event)}` }),
+      make("b", { text: event.what }),
+      make("div", { text: event.why }),
+      make("span", { text: clock(secondsOf(event)) }),
     );
     this.tip.hidden = false;
     const wide = this.stage.clientWidth;

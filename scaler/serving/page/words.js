@@ -49,6 +49,11 @@ export function make(name, { text, cls, colour, ...attributes } = {}, ...childre
   return made;
 }
 
+// A sentence in which a command stands between backticks.
+export function withCommands(sentence) {
+  return sentence.split("`").map((part, place) => (place % 2 ? make("code", { text: part }) : part));
+}
+
 export function draw(name, attributes = {}, text) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -76,14 +81,4 @@ export function colourOf(level, levels) {
   }
   const share = levels.length < 2 ? 100 : Math.round((100 * place) / (levels.length - 1));
   return `color-mix(in oklch, var(--high) ${share}%, var(--low))`;
-}
-
-// A decision's outcome, as `scaler history` says it.
-export function outcome(event) {
-  const end = event.outcome;
-  const hurried = event.hurried ? ", hurried because usage turned critical" : "";
-  if (!end) return `not finished${hurried}`;
-  if (end.event === "switch_failed") return `failed, ${end.still_serving} serves: ${end.reason}${hurried}`;
-  const loading = end.load_s === null ? "" : `, ${end.load_s.toFixed(2)} s of it loading`;
-  return `done after ${end.took_s.toFixed(2)} s${loading}${hurried}`;
 }

@@ -50,8 +50,8 @@ def changed(change: Mapping[str, str | None]) -> str:
 
 
 def reconfigured(changes: Iterable[Mapping[str, str | None]], restart: Iterable[str]) -> str:
-    """What became of a configuration that was read anew, as one line."""
+    """What a configuration that was read anew brought, as one line."""
     told = [*map(changed, changes)] or ["nothing that applies at once has changed"]
     if waits := ", ".join(restart):
         told.append(f"after a restart only: {waits}")
-    return f"configuration read anew: {'; '.join(told)}"
+    return "; ".join(told)
