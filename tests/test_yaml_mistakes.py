@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,9 +120,10 @@ SPOTS = [number for number, line in enumerate(LINES) if line.strip() and not lin
         ]
     ),
 )
-def test_a_slip_anywhere_in_the_shipped_file_is_told_there_and_without_jargon(at: int, slip: object) -> None:
+def test_a_slip_anywhere_in_the_shipped_file_is_told_there_and_without_jargon(
+    at: int, slip: Callable[[str], str]
+) -> None:
     """Within a line of where it is, or in words about the values; never in those of the parser."""
-    assert callable(slip)
     lines = [*LINES[:at], slip(LINES[at]), *LINES[at + 1 :]]
     try:
         parse_document("\n".join(lines).encode(), "mine.yaml")

@@ -312,7 +312,7 @@ def test_a_sample_before_hello_is_refused() -> None:
     [
         ({"levels": []}, "ladder: no levels; expected at least one"),
         ({"levels": [hello()["levels"][0]]}, "ladder: no levels; expected at least one"),
-        ({"levels": [hello()["levels"][2], hello()["levels"][1]]}, "expected levels from the smallest"),
+        ({"levels": [hello()["levels"][2], hello()["levels"][1]]}, "expected the levels from the smallest"),
         ({"levels": [hello()["levels"][1]] * 2}, "'small' is used twice"),
         ({"levels": [{"name": "small"}]}, "'memory_bytes' is missing"),
         ({"levels": [{**hello()["levels"][1], "memory_bytes": "2G"}]}, "memory_bytes is '2G'; expected a number"),
