@@ -26,6 +26,12 @@ def told(figures: Counter[str], faults: Counter[str], violations: int) -> Iterat
         f"{figures['requests']:,} requests: {whole:,} whole answers ({figures['handed over']:,} hand-overs), "
         f"{clean:,} clean errors, {others}"
     )
+    yield (
+        f"{figures['reloads']:,} reloads: {figures['reload: applied']:,} applied, "
+        f"{figures['reload: refused']:,} refused, {figures['reload: cancelled']:,} hung up on; "
+        f"{figures['kills of a manager']:,} managers killed, "
+        f"{figures['levels known again']:,} levels known again, {figures['damaged files put aside']:,} damaged files"
+    )
     by_kind = Counter[str]()
     for fault, number in faults.items():
         by_kind[fault.rpartition(" ")[2]] += number

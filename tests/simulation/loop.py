@@ -9,6 +9,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 BEGIN_S = 1000.0
 """Where monotonic time begins: as on a machine that was started a quarter of an hour ago."""
@@ -46,6 +47,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._dice, self._disorder, self._until = dice, disorder, until
         self._digest = hashlib.blake2b(digest_size=8)
         self._named = 0
+        self.numbers: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
+        """Which task each is, in the order in which they began."""
         self._left = False
         self._still = (BEGIN_S, 0)
         """The latest time, and the step at which it came."""
@@ -69,9 +72,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def create_task(self, coro: Any, *, name: Any = None, **kwargs: Any) -> asyncio.Task[Any]:
         """As every loop does; names count from the loop's beginning, for two runs of a seed to be alike."""
         self._named += 1
-        return super().create_task(
+        task = super().create_task(
             coro, name=f"{name or getattr(coro, '__qualname__', 'closing')} #{self._named}", **kwargs
         )
+        self.numbers[task] = self._named
+        return task
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         """Do it on the loop, after as long as a thread may take."""

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from scaler.errors import LevelUnavailable, PinRefused, QueueFull, RequestRejected, RequestTimedOut, ScalerError
+from scaler.errors import (
+    ConfigError,
+    LevelUnavailable,
+    PinRefused,
+    QueueFull,
+    RequestRejected,
+    RequestTimedOut,
+    ScalerError,
+)
 from scaler.levels import OFF
 from scaler.loop_thread import SHUT_DOWN
 from scaler.manager import ModelManager
-from tests.simulation.invariants import Watcher
+from tests.simulation.configuration import Configuration
+from tests.simulation.invariants import Force, Watcher
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.runtime import SimulatedRuntime
 
 ENDS_S = 1800.0
 """A request that takes longer hangs: all that it may wait for in turn, at the worst, is less."""
+GONE = re.compile("(.*): it is not on the ladder any more; .*")
 DOCUMENTED = (QueueFull, RequestTimedOut, LevelUnavailable, RequestRejected)
 
 
@@ -25,14 +36,20 @@ class People:
     """The clients of one life of a manager."""
 
     def __init__(
-        self, dice: random.Random, loop: VirtualLoop, manager: ModelManager, runtime: SimulatedRuntime, watcher: Watcher
+        self,
+        dice: random.Random,
+        loop: VirtualLoop,
+        manager: ModelManager,
+        runtime: SimulatedRuntime,
+        configuration: Configuration,
+        watcher: Watcher,
     ) -> None:
         self.leaving = False
         """Whether the manager is being shut down: who still asks is sent away."""
         self.slept_s = 0.0
         self.asking: dict[asyncio.Task[None], None] = {}
         self._dice, self._loop, self._manager, self._runtime = dice, loop, manager, runtime
-        self._watcher, self._figures = watcher, watcher.figures
+        self._configuration, self._watcher, self._figures = configuration, watcher, watcher.figures
         self._numbers = 0
 
     def ask(self) -> None:
@@ -59,6 +76,7 @@ class People:
     async def _request(self, kind: str, number: int) -> None:
         words, text = self._dice.randint(1, 30), list[str]()
         finish: str | None = None
+        began_s, forces, troubles = self._loop.time(), len(self._watcher.forces) - 1, self._troubles()
         try:
             async with aclosing(self._pieces(kind, number, words)) as pieces:
                 async for piece, finish in pieces:  # noqa: B007  # the last one counts
@@ -67,6 +85,14 @@ class People:
             outcome = "sent away at the end" if self.leaving else "cancelled"
         except DOCUMENTED as error:
             outcome = type(error).__name__
+            since = self._watcher.forces[forces:]
+            if (
+                isinstance(error, RequestTimedOut)
+                and self._loop.time() - began_s < min(one.wait_s for one in since) - 1e-6
+            ):
+                self._watcher.violated(f"{kind} {number} was sent away early: {error}")
+            elif isinstance(error, LevelUnavailable):
+                self._judge(kind, number, error, since, troubled=self._troubles() > troubles)
         except ScalerError as error:
             outcome = "sent away at the end"
             if not (self.leaving and str(error) == SHUT_DOWN):
@@ -82,6 +108,19 @@ class People:
             self._watcher.violated(f"{kind} {number} was told: {' '.join(said)}")
         if len(said) > words:
             self._watcher.violated(f"{kind} {number} asked for {words} and was told {len(said)}")
+
+    def _troubles(self) -> int:
+        return self._runtime.faults.injected.total() + self._runtime.deaths
+
+    def _judge(
+        self, kind: str, number: int, error: LevelUnavailable, since: Sequence[Force], *, troubled: bool
+    ) -> None:
+        """No answer is dropped, but to who insists on a level that is gone, and where something has gone wrong."""
+        gone = GONE.fullmatch(str(error))
+        if gone is not None and (kind != "insist" or all(gone[1] in one.names for one in since)):
+            self._watcher.violated(f"{kind} {number} was told of a level that is not gone: {error}")
+        elif gone is None and not troubled:
+            self._watcher.violated(f"{kind} {number} ended with {error!r}, and nothing had gone wrong")
 
     def _judged(self, kind: str, number: int, words: int, text: str, finish: str | None) -> str:
         if kind == "load":
@@ -150,3 +189,44 @@ class People:
     def degrade(self) -> None:
         """Somebody asks for a step down."""
         self._manager.scaler.initiate_graceful_degradation()
+
+    def reload(self) -> None:
+        """Somebody changes the configuration, perhaps with a mistake, and has it read anew; at times they hang up."""
+        dice = self._dice
+        if dice.random() < 0.3:
+            self._watcher.say(f"the configuration is spoilt: {self._configuration.spoil()}")
+        else:
+            self._configuration.edit()
+            self._watcher.say("the configuration is changed")
+        self._figures["reloads"] += 1
+        task = self._loop.create_task(self._reload(), name="reload")
+        self.asking[task] = None
+        task.add_done_callback(lambda _: self.asking.pop(task, None))
+        if dice.random() < 0.15:
+            self._loop.call_later(dice.expovariate(1.0), task.cancel)
+
+    async def _reload(self) -> None:
+        written, faults = self._configuration.written, self._runtime.faults.injected
+        first, drawn = len(written) - 1, _drawn(faults)
+        try:
+            reload = await self._manager.reload()
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+        except (ConfigError, OSError) as error:
+            outcome = "refused"
+            if all(written[first:]) and _drawn(faults) == drawn:
+                self._watcher.violated(f"a configuration that can be used was refused: {error!r}")
+        except ScalerError as error:
+            outcome = "sent away at the end"
+            if not (self.leaving and str(error) == SHUT_DOWN):
+                self._watcher.violated(f"a reload ended with {error!r}")
+        else:
+            outcome = "applied"
+            if not any(written[first:]):
+                self._watcher.violated(f"a configuration with a mistake was applied: {reload.changes}")
+        self._figures[f"reload: {outcome}"] += 1
+
+
+def _drawn(faults: Mapping[str, int]) -> int:
+    """How often it was drawn that the configuration cannot be put together."""
+    return sum(number for fault, number in faults.items() if fault.startswith("reload "))

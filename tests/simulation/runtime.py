@@ -82,6 +82,7 @@ class Model:
         if self.ended:
             return
         self.why = why
+        self._runtime.deaths += 1
         self._runtime.say(f"{self} dies: {why}")
         self._end()
 
@@ -198,16 +199,18 @@ class SimulatedRuntime:
         *,
         apart: bool,
     ) -> None:
-        """``apart``: whether two levels can be loaded at the same time."""
         self.dice, self.faults, self.say = dice, faults, say
         self.models: list[Model] = []
+        self.deaths = 0
+        """How many of them have died."""
+        self.can_stand_by = apart
+        """Whether two levels can be loaded at the same time."""
         self.excess = dice.uniform(0.8, 1.15)
         """What a model takes in truth, in parts of what was declared."""
         self.token_s = dice.choice([0.1, 0.3, 1.0])
         self.broken_off: set[int] = set()
         """The numbers of the requests whose answer ended without a finish reason, as drawn."""
         self.on_load: Callable[[Model], None] = lambda _: None
-        self._apart = apart
         self._number = 0
 
     @property
@@ -249,8 +252,8 @@ class SimulatedRuntime:
         return ()
 
     def apart(self, one: LevelSettings, other: LevelSettings) -> bool:
-        """As the day has it."""
-        return self._apart and one.name != other.name
+        """As the day has it; a level and what the configuration makes of it are two."""
+        return self.can_stand_by and (one.name != other.name or not one.loads_as(other))
 
     def pids(self) -> Collection[int]:
         """One each."""

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +21,17 @@ if sys.platform == "win32":
         "the disk that runs full is a limit on the size of files, which Windows has not", allow_module_level=True
     )
 
-from scaler import guards
+from scaler import guards, manager, remembered, remembering
+from scaler.assembly import Parts
+from scaler.errors import LevelUnavailable, RequestTimedOut, ScalerError
+from scaler.evidence import NEVER, Evidence
 from scaler.guards import Verdict
 from scaler.handoff import Splice
+from scaler.machine import LevelMachine
+from scaler.manager import ModelManager
 from scaler.proactive import ProactiveScaler
+from scaler.remembered import Remembered
+from scaler.remembering import Remembering, parsed
 from scaler.switching import Switcher
 from tests.simulation.__main__ import outcomes
 from tests.simulation.day import play
@@ -53,9 +62,17 @@ def test_nothing_that_must_hold_is_violated_on_two_hundred_days(part: int, figur
     assert not violations, "\n\n".join(violations)
     # Days on which nothing happened would prove nothing.
     assert counted["days"] == DAYS // PARTS
-    for what in ("switches", "failed switches", "upgrades", "deaths", "handed over", "outcome: whole"):
+    happened = ("switches", "failed switches", "upgrades", "deaths", "handed over", "outcome: whole")
+    reread = (
+        "reload: applied",
+        "reload: refused",
+        "levels known again",
+        "kills of a manager",
+        "damaged files put aside",
+    )
+    for what in (*happened, *reread):
         assert counted[what] > 0, f"no {what}"
-    for place in ("load", "unload", "token", "chat", "count", "died", "release", "close", "sensor", "thread"):
+    for place in ("load", "unload", "token", "chat", "count", "died", "release", "close", "sensor", "thread", "reload"):
         assert any(fault.startswith(f"{place} ") for fault in faults), f"no fault at {place}"
 
 
@@ -105,13 +122,118 @@ def _rested(evidence: Any, position: int) -> Verdict:
     return guards.ALLOWED
 
 
+def _roomy(evidence: Any, position: int, fits: Any = guards.fits_below_band) -> Verdict:
+    """In place of the guard of that name: room is watched for no time."""
+    found: Verdict = fits(evidence, position)
+    limit = found.limit or 0.0
+    return found._replace(holds=found.measured is not None and found.measured <= limit)
+
+
+def _halfway(self: ModelManager, read: Any = ModelManager._read_anew) -> Any:
+    """In place of `ModelManager._read_anew`: something of a configuration that is refused stays."""
+    try:
+        return read(self)
+    except ScalerError:
+        self._relay.wait_s += 1.0
+        raise
+
+
+async def _turn_away(self: Switcher, wait_s: float, why: Any, lease: Any = Switcher.lease, **more: Any) -> Any:
+    """In place of `Switcher.lease`: who waits while the configuration changes is sent away."""
+    levels = self._levels
+    while True:
+        try:
+            return await lease(self, min(wait_s, 1.0), why, **more)
+        except RequestTimedOut:
+            wait_s -= 1.0
+            if wait_s <= 0.0 or self._levels is not levels:
+                raise
+
+
+async def _drop(self: Switcher, wait_s: float, why: Any, lease: Any = Switcher.lease, **more: Any) -> Any:
+    """In place of `Switcher.lease`: the same, with an error that names a level."""
+    try:
+        return await _turn_away(self, wait_s, why, lease, **more)
+    except RequestTimedOut as error:
+        raise LevelUnavailable(f"level0: it is not on the ladder any more; {error}") from error
+
+
+def _stay(before: Parts, after: Parts) -> frozenset[str]:
+    """In place of `kept`: every model stays, also one of other settings."""
+    return frozenset(set(before.levels) & set(after.levels))
+
+
+def _top(self: LevelMachine, before: LevelMachine) -> int:
+    """In place of `LevelMachine._in_place_of`: the largest level takes the place of any."""
+    return len(self.ladder) - 1
+
+
+def _unpin(
+    self: LevelMachine, before: LevelMachine, kept: Any, at_s: float, take_over: Any = LevelMachine.take_over
+) -> None:
+    """In place of `LevelMachine.take_over`: a pin goes to the smallest level in place of going."""
+    take_over(self, before, kept, at_s)
+    if before.pinned is not None and self.pinned is None:
+        self.evidence.pinned = 0
+
+
+def _pardon(self: Evidence, before: Evidence, kept: Any, take_over: Any = Evidence.take_over) -> None:
+    """In place of `Evidence.take_over`: no level backs off any more."""
+    take_over(self, before, kept)
+    self.backoff_until_s = [NEVER] * len(self.ladder)
+
+
+def _recall_nothing(self: ProactiveScaler, remembered: Any, marks: Any, boot: Any) -> None:
+    """In place of `ProactiveScaler.recall`."""
+
+
+def _excuse(
+    self: ProactiveScaler, remembered: Remembered, marks: Any, boot: Any, recall: Any = ProactiveScaler.recall
+) -> None:
+    """In place of `ProactiveScaler.recall`: a crash counts against nothing."""
+    recall(self, replace(remembered, ended=True), marks, boot)
+
+
+def _long_ago(remembered: Remembered, boot: str | None, at_s: float, passed: Any = remembered.passed_s) -> float:
+    """In place of `passed_s`: ten minutes more have passed than have."""
+    found: float = passed(remembered, boot, at_s)
+    return found + 600.0
+
+
+def _note_nothing(self: Remembering, event: Any) -> None:
+    """In place of `Remembering._take`: what happens is written when its time has come."""
+
+
+def _in_place(path: Path, text: bytes) -> None:
+    """In place of `_write`: the file itself is written, and is half of one on a full disk."""
+    with path.open("wb") as file:
+        file.write(text)
+
+
+def _believe(self: Remembering) -> Any:
+    """In place of `Remembering._read`: a damaged file is passed over in silence."""
+    try:
+        return parsed(self._path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _same_marks(ladder: Any, settings: Any) -> dict[str, str]:
+    """In place of `marks`: a level is known by its name, whatever is loaded for it."""
+    return {name: name for name in ladder.names}
+
+
+def _instead(of: Any, name: str, what: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda patch: patch.setattr(of, name, what)
+
+
 BREAKS: list[tuple[str, Callable[[pytest.MonkeyPatch], None], str]] = [
     (
         "forgets to unload",
         lambda patch: patch.setattr(Switcher, "_unload", _forget),
-        "loaded beside|still there|has use for",
+        "loaded beside|cannot have beside|still there|has use for",
     ),
-    ("says tokens twice", lambda patch: patch.setattr(Splice, "next_request", _repeat), "was told"),
+    ("says tokens twice", lambda patch: patch.setattr(Splice, "next_request", _repeat), "was told|ended whole after"),
     ("reports too early", lambda patch: patch.setattr(Switcher, "_perform", _early), "settled at"),
     ("overhears a death", lambda patch: patch.setattr(ProactiveScaler, "died", _lose), "settled at"),
     (
@@ -119,23 +241,45 @@ BREAKS: list[tuple[str, Callable[[pytest.MonkeyPatch], None], str]] = [
         lambda patch: patch.setitem(guards.GUARDS, "rested", guards.Guard("rested", "to", "", _rested)),
         "after the change before",
     ),
+    (
+        "watches room for no time",
+        lambda patch: patch.setitem(
+            guards.GUARDS, "fits_below_band", guards.Guard("fits_below_band", "to", "", _roomy)
+        ),
+        "room for it was watched",
+    ),
+    ("applies half of what it refuses", _instead(ModelManager, "_read_anew", _halfway), "the configuration in force"),
+    ("turns away who waits at a reload", _instead(Switcher, "lease", _turn_away), "sent away early"),
+    ("drops who waits at a reload", _instead(Switcher, "lease", _drop), "not gone"),
+    ("keeps models of other settings", _instead(manager, "kept", _stay), "settled at|nobody has use"),
+    ("climbs by a reload", _instead(LevelMachine, "_in_place_of", _top), "the reload climbs"),
+    ("moves a pin", _instead(LevelMachine, "take_over", _unpin), "was pinned"),
+    ("pardons by a reload", _instead(Evidence, "take_over", _pardon), "whose model stays"),
+    ("remembers nothing", _instead(ProactiveScaler, "recall", _recall_nothing), "known"),
+    ("excuses a crash", _instead(ProactiveScaler, "recall", _excuse), "is known|after a crash|told again"),
+    ("takes time for longer", _instead(remembered, "passed_s", _long_ago), "is known as of"),
+    ("writes what happens too late", _instead(Remembering, "_take", _note_nothing), "is not remembered yet"),
+    ("tears the file", _instead(remembering, "_write", _in_place), "does not say what was written"),
+    ("hides that the file is damaged", _instead(Remembering, "_read", _believe), "and said is"),
+    ("takes another model for the same", _instead(manager, "marks", _same_marks), "nothing can be known"),
 ]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("_", "plant", "what"), BREAKS, ids=[name for name, _, _ in BREAKS])
 def test_what_is_broken_is_found_and_found_again_at_the_same_step(
     _: str, plant: Callable[[pytest.MonkeyPatch], None], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a few days; the command that it names plays it up to there."""
     plant(monkeypatch)
-    for seed in range(60):
+    for seed in range(DAYS):
         try:
             play(seed)
         except Violation as violation:
             found = str(violation)
             break
     else:
-        pytest.fail("sixty days went by, and nothing was found")
+        pytest.fail(f"{DAYS} days went by, and nothing was found")
     assert re.search(what, found.splitlines()[0]), found
     with pytest.raises(Violation) as again:
         play(seed)
