@@ -236,7 +236,9 @@ def test_uninstalling_leaves_only_what_is_the_persons_own(
     for path in demo_models.values():
         (models / path.name).symlink_to(path)
     (home / ".config" / "scaler").mkdir(parents=True)
-    (home / ".config" / "scaler" / "scaler.yaml").write_text("conversations: {path: ~/talk.sqlite}\n")
+    # At the usual port the developer's own may run, which records already.
+    settings = "conversations: {path: ~/talk.sqlite}\nserver: {port: 1}\n"
+    (home / ".config" / "scaler" / "scaler.yaml").write_text(settings)
     places = {"HOME": str(home), "TMPDIR": str(short_folder), "PATH": os.defpath}
     program = (
         "from scaler import ModelManager\n"
