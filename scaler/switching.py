@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+from weakref import WeakSet
 
 from scaler.errors import LevelUnavailable, MissingExtra, QueueFull, RequestTimedOut
 from scaler.events import Drained, ScalerEvent, StandbyLost, UnloadFailed
@@ -147,6 +148,7 @@ class Switcher:
         self._queue_limit, self._on_progress, self._clock = queue_limit, on_progress, clock
         self._wanted: Switch | None = None
         self._current: _Loaded | None = None
+        self._known: WeakSet[_Loaded] = WeakSet()
         self._retiring: dict[_Loaded, asyncio.Task[None]] = {}
         self._stuck: dict[_Loaded, LevelUnavailable] = {}
         self._releasing: dict[str, asyncio.Task[None]] = {}
@@ -211,9 +213,9 @@ class Switcher:
         self._runtimes.update({id(runtime): runtime for runtime, _ in levels.values()})
         self._order = {name: position for position, name in enumerate(levels)}
         self._kept = tuple(name for name, (_, settings) in levels.items() if settings.standby)
-        loaded = (self._current, *self._retiring, *self._standby.values())
-        for one in loaded:
-            if one is not None and one.model.name not in kept:
+        # Also one that has died already: somebody may still hold it.
+        for one in self._known:
+            if one.model.name not in kept:
                 one.replaced = True
         for name in [name for name, one in self._standby.items() if one.replaced]:
             self._retire(self._standby.pop(name))
@@ -512,6 +514,7 @@ class Switcher:
         with self._step("load", name):
             model = await runtime.load(settings, lambda ratio: self._on_progress(name, ratio))
         loaded = _Loaded(model, runtime, settings)
+        self._known.add(loaded)
         loaded.watch = asyncio.create_task(self._watch(loaded), name=f"watch {name}")
         return loaded, self._clock() - began
 

@@ -105,6 +105,21 @@ async def test_a_model_of_a_level_that_is_gone_may_die_without_blame(stage: Stag
 
 
 @on_stage
+async def test_an_answer_whose_model_died_before_its_level_went_is_nobodys_either(stage: Stage) -> None:
+    """However late its end is heard of; one whose level stays counts."""
+    large = await stage.serve("large")
+    lease = await stage.switcher.lease(1.0, lambda: "")
+    large.die()
+    await stage.told.until("died", "large")
+    await stage.told.until("switched", stage.ask("small"))
+    kept = await stage.switcher.lease(1.0, lambda: "")
+    change(stage, ("small",), ("small",))
+    assert (lease.level, lease.replaced, kept.level, kept.replaced) == ("large", True, "small", False)
+    lease.release()
+    kept.release()
+
+
+@on_stage
 async def test_a_load_of_a_level_that_is_gone_is_given_up(stage: Stage) -> None:
     """What serves stays until the next switch, which is not late for it."""
     await stage.serve("small")
