@@ -89,7 +89,7 @@ class ModelManager:
 
     def __init__(
         self,
-        config: Path | None = None,
+        config: str | Path | None = None,
         *,
         sensors: Callable[[Callable[[], Collection[int]]], Sequence[Sensor]] = default_sensors,
         on_notice: Callable[[Notice], None] | None = None,
@@ -110,8 +110,8 @@ class ModelManager:
         """
         outside = surroundings or Surroundings()
         self._clock = outside.clock
-        self._config, self._assemble = config, outside.assemble
-        parts = outside.assemble(config)
+        self._config, self._assemble = None if config is None else Path(config), outside.assemble
+        parts = outside.assemble(self._config)
         # Before anything is started: without its library no level could ever be loaded.
         for runtime, _ in parts.levels.values():
             runtime.require()

@@ -13,11 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from scaler.advice import Room, Standing
 from scaler.effective import Effective, effective
+from scaler.errors import PinRefused
 from scaler.events import (
     BudgetLowered,
     BudgetRestored,
@@ -30,7 +32,7 @@ from scaler.events import (
     SwitchDone,
     SwitchFailed,
 )
-from scaler.guards import GUARDS, explain, room_beside, shortfall
+from scaler.guards import GUARDS, backing_off, explain, room_beside, shortfall
 from scaler.journal import Journal, JournalError, record_of
 from scaler.levels import OFF, Ladder
 from scaler.machine import Decision, LevelMachine, Outlook, Switch
@@ -173,6 +175,7 @@ class ProactiveScaler:
         self._stop_feeding: Callable[[], None] | None = None
         self._decided_at_s = clock()
         self._failed: dict[str, str] = {}
+        self._pin_due = False
         self._unwritten = 0
         self._preflight = Preflight("wait", OFF, None, "no reading yet", None)
         self._read_at_s: float | None = None
@@ -202,10 +205,22 @@ class ProactiveScaler:
     def observe(self, reading: Reading) -> None:
         """Decide on ``reading``. The monitor calls this; call it to feed readings of one's own."""
         with self._lock:
-            self._machine.observe(reading)
+            if self._machine.observe(reading) and self._pin_due:
+                self._return_to_pin()
             self._read_at_s = self._machine.evidence.now_s if self._machine.evidence.reading is not None else None
             self._refresh_preflight()
         self._deliver()
+
+    def _return_to_pin(self) -> None:
+        """Go to the level that was pinned and served when the scaler before this one ended, as if it were pinned now.
+
+        Where it has no room, or has to be left alone, it is climbed to like any other.
+        """
+        self._pin_due, machine = False, self._machine
+        if machine.pinned is None or backing_off(machine.evidence, self.ladder.index(machine.pinned)).holds:
+            return
+        with suppress(PinRefused):
+            machine.pin(machine.pinned, self._clock())
 
     # ---------------------------------------------------------------- questions
 
@@ -474,6 +489,8 @@ class ProactiveScaler:
         """
         with self._lock:
             recall(self._machine, remembered, marks, boot, self._clock())
+            # A pinned level that had to give way has to wait for its room again: a restart is no way around that.
+            self._pin_due = remembered.pinned == remembered.state
             for name, level in remembered.levels.items():
                 if level.failed is not None and marks.get(name) == level.mark:
                     self._failed[name] = level.failed

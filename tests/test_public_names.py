@@ -17,6 +17,7 @@ import pytest
 
 import scaler
 from scaler import errors
+from scaler.journal import KINDS
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = Path(__file__).parent / "typed_program.py"
@@ -92,11 +93,19 @@ def test_the_typed_program_uses_every_public_name() -> None:
 def test_the_public_names_are_those_that_the_page_tells() -> None:
     """No name is a secret, and none is promised that is not there."""
     page = (ROOT / "docs" / "library.md").read_text("utf-8")
-    promised = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    promised = re.findall(r"^\| `(\w+)` \| [^`]", page, re.MULTILINE)
     of_errors = {name for name in promised if hasattr(errors, name)} - set(scaler.__all__)
     assert set(promised) - of_errors == set(scaler.__all__)
     family = {name for name, one in vars(errors).items() if isinstance(one, type)} - {"ScalerError"}
     assert of_errors == family
+
+
+def test_the_events_are_those_that_the_page_tells() -> None:
+    """Their names in the journal, and the classes that a program gets."""
+    page = (ROOT / "docs" / "library.md").read_text("utf-8")
+    told = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", page, re.MULTILINE))
+    assert told == {kind: event.__name__ for event, kind in KINDS.items()}
+    assert {event.__module__ for event in KINDS} == {"scaler.events"}
 
 
 def test_everything_public_is_found_by_looking_and_loaded_only_when_used() -> None:
@@ -110,3 +119,10 @@ def test_everything_public_is_found_by_looking_and_loaded_only_when_used() -> No
         "assert ModelManager.__module__ == 'scaler.manager'\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_configuration_is_named_as_text_or_as_a_path(kind: Callable[[Path], str | Path], tmp_path: Path) -> None:
+    """One that is not there is the family's error in either form."""
+    with pytest.raises(errors.ConfigError, match=r"nope\.yaml"):
+        scaler.ModelManager(kind(tmp_path / "nope.yaml"))

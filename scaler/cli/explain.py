@@ -9,6 +9,7 @@ from typing import Any
 
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.daemon import add_arguments, daemon
+from scaler.levels import OFF
 from scaler.printable import one_line
 from scaler.report import ELSEWHERE
 from scaler.words import duration, percent
@@ -39,7 +40,7 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
     yield first
     yield from _set_in(reasons)
     effective = {level["level"]: level for level in status["effective"]}
-    rank = {name: position for position, name in enumerate(("off", *effective))}
+    rank = {name: position for position, name in enumerate((OFF, *effective))}
     # What a pin forbids is said with the next upgrade, and the level that is pinned goes by no forecast.
     outlooks = [one for one in status["outlooks"] if pinned is None or rank[one["level"]] <= rank[pinned]]
     if pinned == state:
@@ -48,6 +49,7 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
     if pinned != state:
         yield from _set_in(_foreseen([effective[name] for name in names if rank[name] >= rank[state]], policy))
     yield f"next upgrade: {next_upgrade(status)}"
+    first = status["next"]["level"] if state == OFF else None
     for outlook in reversed(outlooks):
         name, wait = outlook["level"], outlook["wait_s"]
         elsewhere = not effective[name]["takes"]
@@ -56,6 +58,9 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: smaller; {there}"
             if wait:
                 yield from _set_in([f"in {duration(wait)} if this lasts", *outlook["lacking"]])
+            continue
+        if first is not None and rank[name] > rank[first]:
+            yield f"{name}: after {first}, which comes first"
             continue
         if not outlook["lacking"]:
             yield f"{name}: nothing is lacking; it comes with the next reading"

@@ -6,6 +6,7 @@ Owns the processes, their last words and the private folders of their sockets. K
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import sys
@@ -242,6 +243,18 @@ def private_socket(name: str, advice: str) -> tuple[str, str]:
 
 _held: dict[str, int] = {}
 """Our private folders, each with the lock that tells others that somebody lives here."""
+
+
+_PROGRAM = os.getpid()
+
+
+@atexit.register
+def _leave_all() -> None:
+    """A program that ends without a `shutdown` takes its models with it, and should leave no folder either."""
+    # In a fork of it, they are not ours.
+    if os.getpid() == _PROGRAM:
+        for folder in tuple(_held):
+            leave(folder)
 
 
 def leave(folder: str) -> None:

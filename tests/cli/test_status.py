@@ -247,3 +247,14 @@ def test_while_a_level_is_loaded_it_is_told_who_answers() -> None:
     stands, why = machine.told()
     assert stands.startswith("level     large, going to medium\n")
     assert why.startswith("medium is the level now (being loaded)\n  large answers until then\n")
+
+
+def test_from_off_the_larger_levels_come_after_the_first() -> None:
+    """Not all of them at once, as if each came with the next reading."""
+    machine = Machine()
+    machine.scaler.want(False)
+    machine.read(4, 10)
+    machine.scaler.want(True)
+    _, why = machine.told()
+    assert "next upgrade: to small with the next reading" in why
+    assert "large: after small, which comes first\nmedium: after small, which comes first\nsmall: nothing" in why

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scaler import remembering
+from scaler.events import DecisionMade
 from scaler.level_settings import EmbeddedLevel
 from scaler.levels import GIB, RAM, Ladder, Level
 from scaler.remembered import Remembered
@@ -84,6 +85,40 @@ def test_the_next_scaler_knows_it(path: Path) -> None:
     assert known.ended
     status = second.scaler.status()
     assert (status.pinned, dict(status.failed)) == ("medium", {"medium": "out of memory"})
+    again.close()
+
+
+@pytest.mark.parametrize("other_gib", [2.0, 10.0])
+def test_a_pinned_level_that_served_is_gone_back_to_without_the_dwell(path: Path, other_gib: float) -> None:
+    """As soon as anything can be loaded, if it fits as a pin must; else it is climbed to as ever."""
+    first = Bench()
+    kept = begun(path, first)
+    first.read(2.0)
+    first.scaler.pin("large")
+    kept.close()
+    second = Bench()
+    again = begun(path, second)
+    second.read(other_gib)
+    assert second.scaler.status().pinned == "large"
+    assert second.scaler.status().state == ("large" if other_gib < 5 else "small")
+    reasons = [event.switch.decision.reason for event in second.events if isinstance(event, DecisionMade)]
+    assert reasons[1:] == (["a person pinned large"] if other_gib < 5 else [])
+    again.close()
+
+
+def test_a_pinned_level_that_had_to_give_way_is_not(path: Path) -> None:
+    """A restart is no way around the dwell."""
+    first = Bench()
+    kept = begun(path, first)
+    first.read(2.0)
+    first.scaler.pin("large")
+    first.read(10.0)
+    assert first.scaler.status().state == "small"
+    kept.close()
+    second = Bench()
+    again = begun(path, second)
+    second.read(2.0)
+    assert (second.scaler.status().pinned, second.scaler.status().state) == ("large", "small")
     again.close()
 
 

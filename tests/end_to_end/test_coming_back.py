@@ -101,14 +101,16 @@ def test_a_pin_outlives_a_kill_and_is_said_at_the_start(configure: Callable[...,
     config = configure()
     daemon = Daemon(config)
     daemon.wait_for("large serves now")
-    daemon.ask("pin", "small")
-    daemon.wait_for("small serves now")
+    daemon.ask("pin", "medium")
+    daemon.wait_for("medium serves now")
     assert killed(daemon) == []
     daemon = Daemon(config)
     try:
-        assert "pinned to small" in daemon.wait_for("remembers ")
-        daemon.wait_for("small serves now")
-        assert json.loads(daemon.ask("status", "--json").stdout)["pinned"] == "small"
+        assert "pinned to medium" in daemon.wait_for("remembers ")
+        # At once, not after the dwell.
+        assert "a person pinned medium" in daemon.wait_for("small → medium")
+        daemon.wait_for("medium serves now")
+        assert json.loads(daemon.ask("status", "--json").stdout)["pinned"] == "medium"
         assert daemon.ask("pin", "--release").returncode == 0
         daemon.wait_for("large serves now")
     finally:

@@ -50,6 +50,21 @@ def test_the_folder_of_a_scaler_that_lives_stays_and_of_one_that_was_killed_goes
         assert not folder.exists()
 
 
+def test_a_program_that_forgets_to_shut_down_leaves_none(folders: Path) -> None:
+    """A fork of it that ends first takes none away."""
+    forks = (
+        "import os\n"
+        "if (child := os.fork()) == 0:\n"
+        "    sys.exit()\n"
+        "os.waitpid(child, 0)\n"
+        "print(os.listdir(folder), flush=True)\n"
+    )
+    command = [sys.executable, "-c", HOLDER.replace("sys.stdin.read()\n", forks), str(folders)]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    assert told[-1] == "['model.sock']"
+    assert list(folders.iterdir()) == []
+
+
 def test_our_own_are_left_to_ourselves(folders: Path) -> None:
     """And can be entered by nobody else."""
     folder, _ = private_socket("small", "move")
