@@ -355,7 +355,10 @@ def _fault(schema: dict[str, Any], detail: Any, at: Key, data: Any) -> Fault:
     # A URL is not shown, for there may be a password in it.
     hidden = isinstance(detail["input"], str) and schema_words.takes_url(schema, node)
     value = "what is there" if hidden else shown(detail["input"])
-    return Fault(key, f"{value} cannot be used; expected {schema_words.expected(schema, node)}")
+    expected = schema_words.expected(schema, node)
+    if node.get("type") == "array" and isinstance(detail["input"], dict):
+        expected = "a list, each entry of which begins with `- `"
+    return Fault(key, f"{value} cannot be used; expected {expected}")
 
 
 def _named(sentence: str, key: Key, data: Any) -> Key:

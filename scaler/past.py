@@ -19,7 +19,7 @@ from scaler.levels import OFF
 from scaler.recent import Point, point_of
 from scaler.recordings import Recording
 from scaler.recordings.recorder import FLUSH_S, began_s, files_of
-from scaler.words import duration, reconfigured
+from scaler.words import counted, duration, reconfigured
 
 MOST_FILES = 1000
 """How many files of a journal are looked for: as many as the configuration lets there be."""
@@ -73,21 +73,23 @@ def what_and_why(event: Mapping[str, Any]) -> tuple[str, str]:
     """What happened, in a few words, and why or how; empty where the few words say it all."""
     match event["event"]:
         case "decision":
-            return f"{event['source']} → {event['dest']}", f"{event['reason']} [{_outcome(event)}]"
+            anew = event["source"] == event["dest"]
+            what = f"loading {event['dest']} anew" if anew else f"{event['source']} → {event['dest']}"
+            return what, f"{event['reason']} [{_outcome(event)}]"
         case "died":
             return f"{event['level']} died", event["reason"]
         case "budget_lowered":
-            most = event["max_tokens"]
-            return f"new answers at {event['level']} have {most} tokens at the most", event["reason"]
+            most = counted(event["max_tokens"], "token")
+            return f"new answers at {event['level']} have {most} at the most", event["reason"]
         case "budget_restored":
             return f"new answers at {event['level']} are no longer shortened", ""
         case "drained":
             handed = f", {event['handed_over']} of them to go on elsewhere" if event["handed_over"] else ""
             took = duration(event["took_s"])
-            return f"{event['answers']} answers at {event['level']} ended within {took}{handed}", ""
+            return f"{counted(event['answers'], 'answer')} at {event['level']} ended within {took}{handed}", ""
         case "handed_over":
-            what = f"an answer of {event['level']} goes on at the next level, after {event['tokens']} tokens"
-            return what, event["reason"] or ""
+            done = counted(event["tokens"], "token")
+            return f"an answer of {event['level']} goes on at the next level, after {done}", event["reason"] or ""
         case "not_remembered":
             who = event["conversation_id"]
             return f"an answer of {event['level']} in conversation {who} was not remembered", event["reason"]

@@ -7,8 +7,13 @@ from __future__ import annotations
 import logging
 import time
 
+from scaler.errors import ConfigError
+from scaler.words import faults
+
 LONGEST = 2000
 """The characters of a line; a request can be millions long."""
+MOST_FAULTS = 3
+"""So many of a configuration's are in a line of the log."""
 
 
 def one_line(text: str) -> str:
@@ -35,7 +40,12 @@ class OneLine(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}  {one_line(record.getMessage())}"
+        message = record.getMessage()
+        for error in record.args or ():
+            if isinstance(error, ConfigError):
+                # Of those that are other people's words the ends of lines are to be seen; these are our own.
+                message = message.replace(str(error), faults(error, MOST_FAULTS))
+        line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}  {one_line(message)}"
         if record.exc_info:
             traceback = self.formatException(record.exc_info)
             line += "".join(f"\n    {one_line(part)}" for part in traceback.split("\n"))

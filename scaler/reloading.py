@@ -6,13 +6,15 @@ Pure: reads no file and changes nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from scaler.assembly import Parts
 from scaler.events import Change
+from scaler.levels import RAM
 from scaler.settings import Settings
+from scaler.words import gib
 
 LIVE = {
     *("tier", "ladder", "embeddings", "queue", "monitor", "recording", "notices", "policy"),
@@ -38,7 +40,7 @@ def changes(before: Parts, after: Parts) -> tuple[Change, ...]:
     both = set(before.ladder.names) & set(after.ladder.names)
     was, now = dict(_values(before, both)), dict(_values(after, both))
     return tuple(
-        Change(key, *((None, None) if key.rpartition(".")[2] in SECRET else (_text(old), _text(new))))
+        Change(key, *((None, None) if key.rpartition(".")[2] in SECRET else _texts(old, new)))
         for key in {**now, **was}
         if _is_live(key) and (old := was.get(key)) != (new := now.get(key))
     )
@@ -70,7 +72,7 @@ def _values(parts: Parts, levels: Collection[str]) -> Iterator[tuple[str, Any]]:
     for level in (one for one in parts.settings.ladder if one.name in levels):
         yield from _leaves(f"ladder.{level.name}", level.model_dump(exclude={"name"}))
         # In bytes: a file may be another one under the same name.
-        yield from _leaves(f"ladder.{level.name}.takes", parts.ladder.alone(level.name))
+        yield f"ladder.{level.name} takes", parts.ladder.alone(level.name)
     yield from _plain(parts.settings)
     yield from _leaves("policy", asdict(parts.policy))
 
@@ -88,5 +90,17 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _text(value: Any) -> str:
+def _texts(old: Any, new: Any) -> tuple[str, str]:
+    was, now = _text(old), _text(new)
+    return (was, now) if was != now else (_text(old, _exactly), _text(new, _exactly))
+
+
+def _text(value: Any, size: Callable[[int], str] = gib) -> str:
+    if isinstance(value, Mapping):
+        taken = [f"{size(part)} of {'RAM' if resource == RAM else resource}" for resource, part in value.items()]
+        return " and ".join(taken) or "nothing"
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _exactly(size: int) -> str:
+    return f"{size:,} bytes"

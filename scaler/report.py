@@ -64,7 +64,9 @@ def _why(report: dict[str, Any], answers: str | None) -> Iterator[str]:
     if pinned is not None:
         yield f"a person pinned {pinned}; `scaler pin --release` lets it go"
     if decision is not None and (pinned is None or decision["trigger"] != "pin"):
-        yield f"came from {decision['source']} because {decision['reason']}"
+        anew = decision["source"] == decision["dest"]
+        way = f"the model of {decision['dest']} had to be loaded anew" if anew else f"came from {decision['source']}"
+        yield f"{way} because {decision['reason']}"
     level = next((one for one in report["effective"] if one["level"] == state), None)
     usage = report["projected"].get(state)
     if level is not None and not level["takes"]:

@@ -42,6 +42,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def faults(error: ConfigError, most: int) -> str:
+    """What is wrong with a configuration as part of one line: the first ``most`` of it."""
+    told = str(error).splitlines()
+    more = " (and more: `scaler config check` tells all)" if len(told) > most else ""
+    return f"{'; '.join(told[:most])}{more}"
+
+
+def counted(number: int, thing: str) -> str:
+    """How many of something whose plural has an s."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def changed(change: Mapping[str, str | None]) -> str:
     """A value of the configuration that is another now; one that is not shown may be secret."""
     if change["before"] is None or change["after"] is None:

@@ -56,6 +56,16 @@ def switch(text: str, ticket: int, source: str, dest: str, direction: str = "") 
 ALWAYS = [(float("-inf"), float("inf"))]
 
 
+def test_what_happened_is_told_as_people_say_it() -> None:
+    """A model that was loaded anew has not come from itself, and one answer is no answers."""
+    [anew] = past.joined(switch("03-01T12:00:00", 1, "small", "small", "same"))
+    anew["reason"] = "small has other settings now"
+    assert past.in_words(anew) == "loading small anew: small has other settings now [done after 0.00 s]"
+    drained = record("03-01T12:00:00", "drained", level="small", answers=1, handed_over=0, took_s=2.0)
+    assert past.in_words(drained) == "1 answer at small ended within 2 s"
+    assert past.in_words({**drained, "answers": 2}) == "2 answers at small ended within 2 s"
+
+
 def test_a_day_is_told_by_the_persons_clock() -> None:
     """From midnight to midnight where they live."""
     records = [

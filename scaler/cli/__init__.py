@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from scaler.printable import printable
 
 EXIT_OK, EXIT_NO, EXIT_USAGE, EXIT_FAILED, EXIT_UNREACHABLE = 0, 1, 2, 3, 4
 EXIT_INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
+OF_ALL = ("-h", "--help", "--version")
+"""The options that no command has to come before."""
 COMPLETING = "_ARGCOMPLETE"
 """The environment variable by which a shell asks how a line could go on, instead of having it done."""
 
@@ -101,9 +104,15 @@ def _named(words: Sequence[str]) -> str:
 
 
 def _check_named(words: Sequence[str]) -> None:
-    """Raises ConfigError for a command that there is not, with the one that was perhaps meant."""
+    """Raises ConfigError for a command that there is not, with the one that was perhaps meant, or that comes late."""
     names = [module.replace("_", "-") for module in MODULES]
-    if (word := _named(words)) and word not in names:
+    word = _named(words)
+    if word and words[0] != word and words[0] not in OF_ALL:
+        command = next((one for one in words if one in names), "COMMAND")
+        at = words.index(command) if command in words else len(words)
+        rest = [*words[:at], *words[at + 1 :]]
+        raise ConfigError(f"options come after the command: `{shlex.join(['scaler', command, *rest])}`")
+    if word and word not in names:
         from scaler.documents import nearest
 
         raise ConfigError(f"there is no command {word!r}; {nearest(word, names)}; `scaler --help` says what each does")

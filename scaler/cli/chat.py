@@ -12,6 +12,13 @@ from scaler.printable import printable
 
 ANSWER_TIMEOUT_S = 600.0
 """The longest silence in an answer: a large model may read a long prompt for minutes on a small machine."""
+ENDS = ("/quit", "/exit")
+"""What ends a conversation on a terminal, as in other programs; a pipe has no commands, only questions."""
+HELP = """\
+Enter          says the line to whatever level serves
+Ctrl-D, /quit  ends the conversation, and so does /exit
+Ctrl-C         breaks off an answer, and ends as well
+/help          says this"""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +39,7 @@ def _run(args: argparse.Namespace) -> int:
         return EXIT_OK
     talking = sys.stdin.isatty()
     if talking:
-        print("Ctrl-D ends the conversation.")
+        print("Ctrl-D or /quit ends the conversation; /help tells the keys.")
     while True:
         try:
             said = input("you> " if talking else "")
@@ -41,6 +48,11 @@ def _run(args: argparse.Namespace) -> int:
                 print()
             return EXIT_OK
         if not said.strip():
+            continue
+        if talking and said.strip() in ENDS:
+            return EXIT_OK
+        if talking and said.strip() == "/help":
+            print(HELP)
             continue
         messages.append({"role": "user", "content": said})
         try:

@@ -30,7 +30,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default="scaler",
         help="whose schema: that of scaler.yaml, if left out, or of a tier's file",
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration other than your own")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--config", type=Path, metavar="FILE", help="a configuration other than your own")
+    which.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the same as --config FILE")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
@@ -38,9 +40,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.action == "schema":
         print(json.dumps(_schema(args.of), indent=2))
     elif args.action == "check":
-        return _check(args.config, as_json=args.json)
+        return _check(args.config or args.file, as_json=args.json)
     else:
-        decided = _decided(args.config)
+        decided = _decided(args.config or args.file)
         if args.json:
             print(json.dumps({key: asdict(value) for key, value in decided.items()}, indent=2))
         else:

@@ -23,6 +23,7 @@ from scaler.errors import ConfigError, DaemonUnreachable, ScalerError
 from scaler.printable import printable
 from scaler.serving.address import url_of
 from scaler.settings import EVERYWHERE, ServerSettings, load_settings, read_settings
+from scaler.words import faults
 
 END = "-----END CERTIFICATE-----"
 
@@ -69,15 +70,13 @@ class Daemon:
             try:
                 return json.load(response)
             except ValueError as error:
-                raise ScalerError(
-                    f"what answers at {self.url}{path} is no scaler; expected JSON, give another --url"
-                ) from error
+                raise ScalerError(self._no_scaler("its answer is no JSON")) from error
 
     def status(self, timeout_s: float = 10.0) -> dict[str, Any]:
         """What ``GET /status`` says. Raises as `ask` does, and ScalerError where what answers is no scaler."""
         status = self.ask("/status", timeout_s=timeout_s)
         if not (isinstance(status, dict) and {"state", "serving", "missing"} <= status.keys()):
-            raise ScalerError(f"what answers at {self.url}/status is no scaler; give another --url")
+            raise ScalerError(self._no_scaler("its answer is another program's"))
         return status
 
     def stream(self, path: str, body: Mapping[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
@@ -125,7 +124,7 @@ class Daemon:
             with opener.open(request, timeout=timeout_s) as response:
                 yield response
         except urllib.error.HTTPError as error:
-            raise ScalerError(_words_of(error)) from error
+            raise ScalerError(_words_of(error) or self._no_scaler(f"{error.code} {error.reason}")) from error
         except (OSError, http.client.HTTPException) as error:
             # Of the network and of TLS all: on another machine it can also be in the middle of an answer.
             reason = getattr(error, "reason", error)
@@ -137,6 +136,12 @@ class Daemon:
                 )
             raise DaemonUnreachable(f"no daemon answers at {self.url}{path} ({reason}); {do}") from error
 
+    def _no_scaler(self, why: str) -> str:
+        return (
+            f"what answers at {self.url} is no scaler ({why}); give the daemon's address with --url, or start one at a "
+            "free port with `scaler run --port`"
+        )
+
 
 def daemon(args: argparse.Namespace, *, warns: bool = True) -> Daemon:
     """The daemon that is meant, with a warning if the configuration has mistakes: it may run all the same.
@@ -145,7 +150,7 @@ def daemon(args: argparse.Namespace, *, warns: bool = True) -> Daemon:
     """
     settings, misread = _server(args.config)
     host = EVERYWHERE.get(settings.host, settings.host)
-    url = url_of(settings.host, settings.port, encrypted=settings.tls is not None)
+    url = _url(settings)
     if args.url:
         given = str(args.url).rstrip("/")
         url, misread = given if "://" in given else f"http://{given}", None
@@ -170,14 +175,15 @@ def _server(config: Path | None) -> tuple[ServerSettings, Misread | None]:
             return draft.settings.server, None
         fault = draft.settings.refusal(*draft.faults)
         if not draft.is_at_fault("server"):
-            return draft.settings.server, Misread(_first(fault), "as the rest of the file says")
+            server = draft.settings.server
+            instead = "the usual address" if _url(server) == _url(ServerSettings()) else "as the rest of the file says"
+            return server, Misread(faults(fault, 1), instead)
     instead = "the address of the shipped settings; --url gives another"
-    return load_settings(shipped=True).server, Misread(_first(fault), instead)
+    return load_settings(shipped=True).server, Misread(faults(fault, 1), instead)
 
 
-def _first(fault: ConfigError) -> str:
-    first, *more = str(fault).splitlines()
-    return f"{first} (and more: `scaler config check` tells all)" if more else first
+def _url(server: ServerSettings) -> str:
+    return url_of(server.host, server.port, encrypted=server.tls is not None)
 
 
 def _host(url: str) -> str | None:
@@ -223,8 +229,9 @@ def _der(certificate: Path) -> bytes:
         raise ConfigError(f"{certificate} (server.tls): cannot be read; expected a certificate in PEM") from error
 
 
-def _words_of(error: urllib.error.HTTPError) -> str:
+def _words_of(error: urllib.error.HTTPError) -> str | None:
+    """What a daemon says of it; None where it is none that answers."""
     try:
         return str(json.load(error)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return f"the daemon answered {error.code} {error.reason}"
+        return None

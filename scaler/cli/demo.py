@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import deque
 
 from scaler import extras
 from scaler.cli import EXIT_FAILED, EXIT_OK, Command
@@ -13,10 +12,7 @@ from scaler.cli.colour import coloured
 from scaler.events import DecisionMade, SwitchDone
 from scaler.levels import OFF
 from scaler.proactive import Event
-from scaler.words import gib
-
-PICTURE_LINES = 23
-"""How high the picture is without the decisions, in lines."""
+from scaler.words import counted, gib
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +25,7 @@ def _run(args: argparse.Namespace) -> int:
         from rich.live import Live
 
         from scaler.demo.count import Count
-        from scaler.demo.picture import Moment, Picture
+        from scaler.demo.picture import OTHER_LINES, Moment, Picture
         from scaler.demo.stage import DWELL_S, Chat, demo_config, play
     from scaler.manager import ModelManager
 
@@ -64,9 +60,9 @@ def _run(args: argparse.Namespace) -> int:
             policy.scale_at * total,
             policy.critical_at * total,
             max(40, console.width - 26),
+            # A picture that is higher than the terminal would lose its end, where the answers are.
+            min(9, max(1, console.height - OTHER_LINES)),
         )
-        # A picture that is higher than the terminal would lose its end, where the answers are.
-        picture.decisions = deque(maxlen=min(7, max(1, console.height - PICTURE_LINES)))
         # Not as rich has it, by which FORCE_COLOR makes a terminal of a file.
         live = sys.stdout.isatty() and not args.plain
         shown, told = 0, ""
@@ -81,9 +77,11 @@ def _run(args: argparse.Namespace) -> int:
                 taken = f"  (pressure {gib(held)})" if held else ""
                 picture.title = f"{time.monotonic() - began:.0f} s  {title}{taken}"
                 counts = ", ".join(f"{count} by {level}" for level, count in chat.answers.items())
-                picture.answers = f"{sum(chat.answers.values())} answers ({counts}), {len(chat.errors)} errors"
+                answers, errors = counted(chat.answers.total(), "answer"), counted(len(chat.errors), "error")
+                picture.answers = f"{answers} ({counts}), {errors}" if counts else f"{answers}, {errors}"
                 picture.latest = chat.latest
-                picture.stream = f"{count.whole.total()} counts to 999 whole, {len(count.faults)} at fault; {count.now}"
+                whole = counted(count.whole.total(), "count")
+                picture.stream = f"{whole} to 999 whole, {len(count.faults)} at fault; {count.now}"
             for line in lines[shown:]:
                 if live:
                     picture.decisions.append(line)
@@ -102,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
             chat, count = play(manager, show)
     answers = ", ".join(f"{count} by {level}" for level, count in chat.answers.items())
     print(
-        f"\n{sum(chat.answers.values())} answers ({answers}), {chat.shortened} of them shortened, "
+        f"\n{counted(chat.answers.total(), 'answer')} ({answers}), {chat.shortened} of them shortened, "
         f"{len(chat.errors)} questions without one. The latest:\n{chat.latest or 'none'}"
     )
     counts = ", ".join(f"{number} by {levels}" for levels, number in count.whole.items())

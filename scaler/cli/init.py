@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from scaler.tiers import Tier
 
 HOW_TO_GET_MODELS = """\
-Nothing was written: the demo ladder applies, or the configuration that you have.
 To get models of your own, one of these, and then `scaler init` again:
   ollama pull llama3.2:3b && ollama pull llama3.1:8b    Ollama: https://ollama.com
   lms get qwen/qwen3-4b-2507                            LM Studio: https://lmstudio.ai
@@ -96,7 +95,8 @@ def _run(args: argparse.Namespace) -> int:
     for line in summary(sources, proposal, detection):
         print(line, file=aside)
     if text is None:
-        print(HOW_TO_GET_MODELS, file=aside)
+        applies = f"{_usual()} goes on to apply" if _taken(_usual()) else "the demo ladder applies"
+        print(f"Nothing was written: {applies}.\n{HOW_TO_GET_MODELS}", file=aside)
         return EXIT_NO
     if install is not None:
         print(f"First, {install}", file=aside)

@@ -9,13 +9,15 @@ from http import HTTPStatus
 
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.daemon import add_arguments, daemon
-from scaler.errors import ConfigError, ScalerError
+from scaler.errors import ConfigError, DaemonUnreachable, ScalerError
 from scaler.words import changed
 
 PATIENCE_S = 120.0
 """So long the daemon may take: it asks the servers in which levels live, and one that hangs is given its time."""
 
 UNCHANGED = "nothing was changed: the daemon goes on with the configuration that it has"
+
+ELSEWHERE = "if one runs and `server` was changed since, it listens where it did: give that address with --url"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +30,10 @@ def _run(args: argparse.Namespace) -> int:
     running = daemon(args, warns=False)
     try:
         done = running.ask("/reload", method="POST", timeout_s=PATIENCE_S)
+    except DaemonUnreachable as error:
+        if args.url or running.misread is not None:
+            raise
+        raise DaemonUnreachable(f"{error}; {ELSEWHERE}") from error
     except ScalerError as error:
         refused = error.__cause__
         if isinstance(refused, urllib.error.HTTPError) and refused.code == HTTPStatus.UNPROCESSABLE_ENTITY:

@@ -111,7 +111,7 @@ def _run(args: argparse.Namespace) -> int:
             for level in manager.scaler.ladder
         )
         _line(f"scaler {__version__}")
-        _line(f"tier      {tier.tier.name}: {tier.reasons[0]}")
+        _line(f"tier      {tier.tier.name}: {'; '.join(tier.reasons)}")
         _line(f"ladder    {ladder}")
         _line(f"climbs    once a larger level has fitted for {duration(manager.scaler.policy.dwell_s)}")
         _line(f"endpoint  {endpoint.url}/v1   (model: auto)")

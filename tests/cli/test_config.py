@@ -93,3 +93,15 @@ def test_check_tells_a_program_that_lacks(scaler: Run, own_config: Callable[[str
     assert "a: /no/llama-server: no such file; correct the level's binary" in failed.stderr
     own_config("ladder: [{name: a, runtime: openai, url: 'http://127.0.0.1:9', model: m}]")
     assert scaler("config", "check").stdout == "ok\n"
+
+
+def test_the_file_can_be_given_as_other_checkers_take_it(scaler: Run, tmp_path: Path) -> None:
+    """Instead of --config, and not beside it."""
+    path = tmp_path / "other.yaml"
+    path.write_text("server: {port: 8001}\n")
+    assert scaler("config", "check", str(path)).stdout == "ok\n"
+    assert f"  port: 8001  # {path}" in scaler("config", "show", str(path)).stdout
+    assert "cannot be read" in scaler("config", "check", str(tmp_path / "absent.yaml")).stderr
+    both = scaler("config", "check", str(path), "--config", str(path))
+    assert (both.returncode, both.stdout) == (2, "")
+    assert "not allowed with argument" in both.stderr

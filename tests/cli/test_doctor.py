@@ -23,6 +23,7 @@ from scaler import __version__
 from scaler.cli.doctor import _all
 from scaler.cli.examination import Finding, ok
 from scaler.cli.examination.installation import FOR
+from scaler.tiers import HardwareTierDetector
 from tests.cli.conftest import SCALER, Run
 from tests.discovery.servers import answering, listing
 from tests.sensors.conftest import GIB, FakeNvml, compile_nvml
@@ -85,6 +86,7 @@ def test_where_nothing_is_wrong_it_says_so_and_changes_nothing(
     # Where the file's name is long, it stands in a line of its own.
     assert f" ok file: {config} " in " ".join(done.stdout.split())
     assert "  ok       ladder: small → medium, as `scaler config check` has it" in done.stdout
+    assert "; ".join(HardwareTierDetector().detect().reasons) in " ".join(done.stdout.split())
     assert "  note     daemon: none runs\n           do: scaler run" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("0 problems, ")
     assert set(told(scaler("doctor", "--json"))) <= {"daemon", "pressure", "GPUs", "oom_score_adj"}

@@ -107,3 +107,41 @@ def test_progress_is_drawn_on_a_terminal_and_taken_away_again(places: dict[str, 
     assert json.loads(answer)
     assert drawn.startswith(b"\rlooking at everything ...")
     assert drawn.endswith(b"\r\x1b[K")
+
+
+def test_options_before_the_command_get_the_line_that_was_meant(scaler: Run) -> None:
+    """To be copied as it is; what is a command nowhere in the line is left open."""
+    for typed, meant in (
+        (("--config", "/no such.yaml", "status", "--json"), "scaler status --config '/no such.yaml' --json"),
+        (("--url", "127.0.0.1:1", "stauts"), "scaler COMMAND --url 127.0.0.1:1 stauts"),
+    ):
+        done = scaler(*typed)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"scaler: options come after the command: `{meant}`\n"
+    assert scaler("--help", "status").returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such terminal on Windows")
+@pytest.mark.parametrize("end", ["/quit", "/exit", "\x04"])
+def test_a_conversation_ends_by_the_words_that_people_try(end: str, places: dict[str, str]) -> None:
+    """They and the question for help are no questions for a model: no daemon is there to take any."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [*SCALER, "chat", "--url", "127.0.0.1:9"], env=places, stdin=theirs, stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        os.write(ours, f"/help\n{end}\n".encode())
+        said = b""
+        while True:
+            try:
+                piece = os.read(ours, 4096)
+            except OSError:
+                break  # what Linux has for the end
+            if not piece:
+                break
+            said += piece
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"Ctrl-D or /quit ends the conversation; /help tells the keys." in said
+    assert b"Ctrl-C         breaks off an answer" in said
+    assert b"scaler: " not in said

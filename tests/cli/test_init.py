@@ -218,8 +218,13 @@ def test_without_models_nothing_is_written_and_it_is_said_how_to_get_some(
         assert "Found\n  no GGUF file in ~/none\n    there is no such folder\n" in told
         assert "Nothing to propose: no models were found." in told
         assert "ollama pull llama3.2:3b" in told
+        assert "Nothing was written: the demo ladder applies.\n" in told
         assert not own.exists()
     assert scaler("init", "--only", "--models", str(tmp_path / "none")).stdout == ""
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text("{}")
+    told = scaler("init", "--only", "--models", str(tmp_path / "none")).stderr
+    assert f"Nothing was written: {own} goes on to apply.\n" in told
 
 
 def test_gguf_files_are_a_ladder_for_scalers_own_llama_cpp(

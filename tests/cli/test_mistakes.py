@@ -48,7 +48,7 @@ def test_an_address_is_taken_as_people_write_it(scaler: Run, stranger: str) -> N
     """Without a scheme it is http; what is no address is said to be none, and what is no scaler, too."""
     told = scaler("status", "--url", stranger)
     assert told.returncode == 3
-    assert f"http://{stranger}/status is no scaler" in told.stderr
+    assert f"http://{stranger} is no scaler" in told.stderr
     told = scaler("status", "--url", "ftp://127.0.0.1")
     assert told.returncode == 2
     assert "expected an address such as" in told.stderr
@@ -97,3 +97,31 @@ def test_check_tells_models_that_are_not_there_or_none(
     assert "smallest" in told(
         {"name": "a", "model": str(other), "ram_gib": 2}, {"name": "b", "model": str(other), "ram_gib": 1}
     )
+
+
+def test_a_web_server_that_knows_no_such_page_is_no_scaler(scaler: Run) -> None:
+    """Nor does it make a daemon of it that it answers; what to do is said."""
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        told = scaler("status", "--url", url)
+        server.shutdown()
+        thread.join()
+    assert (told.returncode, told.stdout) == (3, "")
+    assert told.stderr == (
+        f"scaler: what answers at {url} is no scaler (501 Unsupported method ('GET')); give the daemon's address with "
+        "--url, or start one at a free port with `scaler run --port`\n"
+    )
+
+
+def test_a_reload_that_finds_nobody_asks_whether_the_address_was_changed(
+    scaler: Run, own_config: Callable[[str], Path]
+) -> None:
+    """The likely cause, unless the address was given by hand."""
+    own_config("server: {port: 9}")
+    told = scaler("reload")
+    assert told.returncode == 4
+    assert "if one runs and `server` was changed since, it listens where it did: give that address" in told.stderr
+    assert "was changed" not in scaler("reload", "--url", "127.0.0.1:9").stderr
+    assert "was changed" not in scaler("status").stderr

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from scaler.demo.count import Count
 from scaler.demo.models import NUMBERS
-from scaler.demo.picture import Moment, Picture
+from scaler.demo.picture import HEIGHT, OTHER_LINES, Moment, Picture
 from scaler.demo.stage import awaited
 from scaler.levels import GIB
 
@@ -45,6 +45,23 @@ def test_a_limit_stands_on_the_row_of_its_figure_and_a_bar_reaches_it_with_the_m
     rows = {mark: line for line in drawn.get().splitlines() for mark in (" limit", " critical") if mark in line}
     assert rows[" limit"].lstrip("│ ").startswith("3.32 GiB ╌█╌")
     assert rows[" critical"].lstrip("│ ").startswith("4.49 GiB ╌╌╌")
+
+
+def test_on_a_small_terminal_the_reason_is_there_in_full_and_so_is_where_the_axis_begins() -> None:
+    """In 24 lines of 80 characters there is room for a decision in two lines and for what came of it."""
+    picture = Picture(("small", "medium", "large"), 2.4 * GIB, 3.6 * GIB, 54, 24 - OTHER_LINES)
+    reason = "usage at large is 10.2 % of 23.5 GiB; the limit is 10.1 %, and it has been above it for 2 s"
+    picture.decisions += ["  9.1 s  small serves, after 0.4 s", f" 41.1 s  large → medium: {reason}"]
+    picture.decisions += [" 41.9 s  medium serves, after 0.7 s"]
+    console = Console(width=80, color_system=None)
+    with console.capture() as drawn:
+        console.print(picture)
+    lines = [line.strip("│ ") for line in drawn.get().splitlines()]
+    assert len(lines) == 24
+    assert f"41.1 s  large → medium: {reason} 41.9 s  medium serves" in " ".join(lines)
+    assert "small serves" not in drawn.get()
+    assert lines[HEIGHT] == "1.20 GiB"
+    assert lines[HEIGHT + 1].endswith("RAM from 1.20 GiB on")
 
 
 @contextmanager

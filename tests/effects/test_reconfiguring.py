@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import threading
 from collections.abc import Collection
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +23,11 @@ from scaler.manager import ModelManager
 from scaler.monitor import ReadingTaken, ResourceMonitor
 from scaler.performance import AnswerSample
 from scaler.policy import Policy
+from scaler.reloading import changes
 from scaler.runtimes.embedded import EmbeddedRuntime
 from scaler.runtimes.vllm import VllmRuntime
 from scaler.surroundings import Surroundings
+from scaler.words import reconfigured
 from tests.effects.test_proactive import Bench
 from tests.effects.test_switching import Stage, on_stage
 
@@ -295,3 +299,34 @@ def test_a_refusal_that_nobody_waits_for_any_more_is_told_once(
     gc.collect()
     assert caplog.text.count("the configuration is refused, and nothing changes") == 2
     assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ({"ram_gib": 0.0625}, {"ram_gib": 0.125}, "64 MiB of RAM → 0.12 GiB of RAM"),
+        (
+            {"ram_gib": 1, "vram_gib": 3},
+            {"ram_gib": 1, "vram_gib": 4},
+            "1.00 GiB of RAM and 3.00 GiB of gpu0 → 1.00 GiB of RAM and 4.00 GiB of gpu0",
+        ),
+        (
+            {"ram_gib": 1},
+            {"ram_gib": 1.0009765625},
+            "1,073,741,824 bytes of RAM → 1,074,790,400 bytes of RAM",
+        ),
+    ],
+)
+def test_what_a_level_takes_now_is_told_as_people_read_it(
+    before: dict[str, float], after: dict[str, float], told: str, tmp_path: Path
+) -> None:
+    """In bytes only where the difference could not be seen otherwise."""
+    path = tmp_path / "scaler.yaml"
+
+    def parts(takes: dict[str, float]) -> Parts:
+        level = {"name": "large", "runtime": "ollama", "url": "http://127.0.0.1:9", "model": "m", **takes}
+        path.write_text(json.dumps({"tier": "low_end", "ladder": [level]}))
+        return assemble(path)
+
+    line = reconfigured(map(asdict, changes(parts(before), parts(after))), ())
+    assert f"ladder.large takes: {told}" in line.split("; ")

@@ -16,6 +16,7 @@ import pytest
 
 from scaler.demo.hog import Hog
 from scaler.recordings import Recording
+from scaler.tiers import HardwareTierDetector
 
 SCALER = [sys.executable, "-m", "scaler"]
 
@@ -62,6 +63,8 @@ def daemon(configure: Callable[..., Path]) -> Iterator[Daemon]:
 def test_a_person_starts_it_talks_to_it_and_understands_it(daemon: Daemon, tmp_path: Path) -> None:
     """From `scaler run` to an answer and an explanation."""
     daemon.wait_for("large serves now")
+    (tier,) = [line for line in daemon.said if line.startswith("tier ")]
+    assert tier.removesuffix("\n").endswith("; ".join(HardwareTierDetector().chosen("mid_range").reasons))
     assert "large" in daemon.ask("chat", "Who", "are", "you?").stdout
     status = daemon.ask("status")
     assert status.returncode == 0

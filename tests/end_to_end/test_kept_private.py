@@ -248,6 +248,20 @@ def test_a_logs_record_cannot_be_forged_by_its_error() -> None:
     assert not any("\x1b" in line or "\r" in line for line in rest)
 
 
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (3, "f:1: wrong; f:2: wrong; f:3: wrong"),
+        (4, "f:1: wrong; f:2: wrong; f:3: wrong (and more: `scaler config check` tells all)"),
+    ],
+)
+def test_a_configuration_that_is_refused_is_one_line_for_a_person(found: int, told: str) -> None:
+    """A few of its mistakes, and what tells the rest."""
+    error = ConfigError("\n".join(f"f:{line}: wrong" for line in range(1, found + 1)))
+    record = logging.LogRecord("a", logging.ERROR, "a.py", 1, "refused: %s", (error,), None)
+    assert OneLine().format(record).partition("  ")[2] == f"refused: {told}"
+
+
 WRONG = [
     "notices: {webhook: 'ftp://me:SECRET@h/x'}",
     "notices: {webhook: 'http://SECRET@:99999999/'}",

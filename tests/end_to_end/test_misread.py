@@ -129,3 +129,11 @@ def test_if_nothing_answers_the_mistake_is_the_likely_cause(
                 "; the likely cause is a mistake in the configuration; correct it, or give the daemon's address with "
                 f"--url: {mistake}"
             )
+
+
+def test_a_file_that_says_no_address_is_not_said_to_say_one(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether or not somebody answers there."""
+    config.write_text("queue: {limt: 7}\n")
+    main(["status", "--config", str(config)])
+    warned = capsys.readouterr().err.splitlines()[1]
+    assert warned == "scaler: asking http://127.0.0.1:8484, the usual address"

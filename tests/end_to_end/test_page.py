@@ -61,7 +61,7 @@ def seen(tmp_path: Path) -> Iterator[Seen]:
 def too_wide(page: Page) -> int:
     """By how many pixels the page is wider than a small telephone."""
     page.set_viewport_size({"width": 360, "height": 740})
-    page.wait_for_function("document.querySelector('.stage svg').viewBox.baseVal.width < 340")
+    expect(page.locator(".stage svg").first).to_have_attribute("viewBox", re.compile(r"0 0 (2\d|3[0-3])\d "))
     return int(page.evaluate("document.documentElement.scrollWidth")) - 360
 
 
@@ -186,6 +186,15 @@ def test_it_says_that_the_daemon_is_gone_and_goes_on_with_the_next_one(
     expect(page.locator("#gone")).to_contain_text("The daemon does not answer. What is shown is of ")
     expect(page.locator("#link")).to_have_text("gone")
     expect(page.locator("#level")).to_have_text("large")
+    # All that may not be so any more is dimmed, and all of it alike.
+    dimmed = """shown => {
+        let opacity = 1;
+        for (; shown; shown = shown.parentElement) opacity *= getComputedStyle(shown).opacity;
+        return opacity;
+    }"""
+    shades = {page.locator(one).evaluate(dimmed) for one in ("#level", "#next", "#told", "#hour-title", "#events")}
+    assert len(shades) == 1
+    assert 0.5 < shades.pop() < 1
     machine.other_bytes = 2500 * MIB
     port = urlsplit(url).port
     assert port is not None
@@ -308,6 +317,92 @@ def test_levels_that_are_no_longer_on_the_ladder_are_told_apart(serving: Serving
         expect(seen.page.locator("#key > span")).to_have_count(4)
         colours = "(all) => all.map((one) => getComputedStyle(one).backgroundColor)"
         assert len(set(seen.page.locator("#key .swatch").evaluate_all(colours))) == 4
+        assert seen.complaints == []
+
+
+def switches(began_s: float, *steps: tuple[str, str, str, str]) -> str:
+    """A journal of decisions 2 s apart that were done at once: each a source, a destination, a direction, a reason."""
+    lines = []
+    for ticket, (source, dest, direction, reason) in enumerate(steps, 1):
+        at = datetime.fromtimestamp(began_s + 2 * ticket, UTC).isoformat()
+        told = {"at": at, "ticket": ticket, "source": source}
+        lines.append({**told, "event": "decision", "dest": dest, "direction": direction, "reason": reason})
+        lines.append({**told, "event": "switched", "level": dest, "took_s": 0.0, "load_s": None})
+    return "".join(f"{json.dumps(line)}\n" for line in lines)
+
+
+@needs_chromium
+def test_on_a_telephone_each_decision_is_pointed_at_and_the_table_is_read(
+    serving: Serving, tmp_path: Path, seen: Seen
+) -> None:
+    """Seconds apart they are one place in the picture; and seven columns of figures are wider than the screen."""
+    page = seen.page
+    page.set_viewport_size({"width": 390, "height": 844})
+    steps = [("off", "small", "up", "first"), ("small", "large", "up", "second"), ("large", "medium", "down", "third")]
+    steps += [("medium", "medium", "same", "medium has other settings now")]
+    (tmp_path / "journal.jsonl").write_text(switches(datetime.now(UTC).timestamp() - 900, *steps))
+    with serving(levels=("small",)) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        manager.generate_response_sync("Who are you?")
+        page.goto(url)
+        expect(page.locator(".rung-figures")).to_have_text(re.compile(r" 1 answer$"))
+        marks, tip = page.locator(".mark"), page.locator(".tip")
+        expect(marks).to_have_count(5)
+        for place, (source, dest, direction, reason) in enumerate(steps):
+            marks.nth(place).hover()
+            what = f"loading {dest} anew" if direction == "same" else f"{source} → {dest}"
+            expect(tip).to_contain_text(what)
+            expect(tip).to_contain_text(reason)
+        page.locator("#as-table summary").click()
+        table = page.get_by_role("region", name="The picture as a table")
+        row = table.locator("tbody tr", has_text="large → medium, loading medium anew")
+        lines = """cells => cells.map(cell => {
+            const text = document.createRange();
+            text.selectNodeContents(cell);
+            return new Set([...text.getClientRects()].map(line => line.top)).size;
+        })"""
+        assert set(table.locator("thead th").evaluate_all(lines)) == {1}
+        assert set(row.locator("th, td:not(.decided)").evaluate_all(lines)) == {1}
+        decided = table.get_by_role("columnheader", name="decided")
+        expect(decided).not_to_be_in_viewport()
+        table.focus()
+        for _ in range(30):
+            page.keyboard.press("ArrowRight")
+        expect(decided).to_be_in_viewport()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert seen.complaints == []
+
+
+@needs_chromium
+def test_of_many_decisions_each_has_a_place_of_its_own_in_their_order(
+    serving: Serving, tmp_path: Path, seen: Seen
+) -> None:
+    """More than there is room for side by side, and some that come into the picture only with more hours."""
+    page = seen.page
+    page.set_viewport_size({"width": 390, "height": 844})
+    steps = [("small", "large", "up", "so"), ("large", "small", "down", "so")] * 30
+    (tmp_path / "journal.jsonl").write_text(switches(datetime.now(UTC).timestamp() - 3600 - 60, *steps))
+    with serving(levels=("small",)) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        page.goto(url)
+        marks = page.locator(".mark")
+        expect(marks.last).to_have_accessible_name(re.compile("off to small"))
+        assert marks.count() < 61
+        page.get_by_role("button", name="6 h").click()
+        expect(marks).to_have_count(61)
+        page.locator("#pictures").scroll_into_view_if_needed()
+        middles = """marks => marks.map(mark => {
+            const { left, width, top, height } = mark.getBoundingClientRect();
+            const middle = left + width / 2, met = document.elementFromPoint(middle, top + height / 2);
+            return [mark.getAttribute("aria-label").slice(0, 8), middle, met === mark];
+        })"""
+        found = marks.evaluate_all(middles)
+        assert all(on_top for *_, on_top in found), found
+        assert [time for time, *_ in found] == sorted(time for time, *_ in found)
+        assert [middle for _, middle, _ in found] == sorted(middle for _, middle, _ in found)
+        assert too_wide(page) <= 0
         assert seen.complaints == []
 
 

@@ -33,4 +33,4 @@ def examine(patient: Patient) -> Iterator[Finding]:
         for line in str(error).splitlines():
             yield problem("tier", line, "correct the file that is named; `scaler tier --list` shows every tier")
         return
-    yield ok("tier", f"{detection.tier.name}: {detection.reasons[0]}")
+    yield ok("tier", f"{detection.tier.name}: {'; '.join(detection.reasons)}")

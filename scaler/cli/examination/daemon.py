@@ -138,7 +138,7 @@ def _nobody(settings: Settings, why: str) -> Iterator[Finding]:
 
 def _other(port: int, error: ScalerError) -> Finding:
     refused = error.__cause__
-    answers = str(error)
+    answers = "it answers what no scaler does"
     if isinstance(refused, urllib.error.HTTPError):
         if refused.code == HTTPStatus.UNAUTHORIZED:
             do = "set SCALER_TOKEN, or server.token_file, to what the daemon was started with"

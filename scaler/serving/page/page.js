@@ -2,12 +2,12 @@
 
 import { ask, forgetToken, keepToken, Refused, Stream, TokenNeeded } from "/page/daemon.js";
 import { Picture } from "/page/picture.js";
-import { clock, colourOf, countdown, duration, gib, make, of, percent, say, secondsOf, withCommands } from "/page/words.js";
+import { clock, colourOf, countdown, counted, duration, gib, make, of, percent, say, secondsOf, withCommands } from "/page/words.js";
 
 const REFRESH_MS = 1000, SETTLE_MS = 150, MOST_EVENTS = 60, TABLE_ROWS = 24;
 const TOLD_OF = new Set(["decision", "switched", "switch_failed", "died", "pin", "reconfigured", "hurried", "advised"]);
 const LISTED = new Set(["decision", "died", "pin", "standby_lost", "unload_failed", "reconfigured"]);
-const WAYS = { up: "Climbing", down: "Stepping down", same: "Loading anew" };
+const WAYS = { up: "Climbing", down: "Stepping down" };
 const $ = (id) => document.getElementById(id);
 const state = { status: null, fault: "", usage: {}, points: [], events: [], decisions: [], levels: [], intervalS: 10, lastS: 3600, now: 0, ahead: 0 };
 const pictures = new Map();
@@ -110,7 +110,7 @@ function take(name, data) {
 // The one line that a screen reader says when the level changes.
 function tell(name, data) {
   const words = {
-    decision: () => `${WAYS[data.direction]} from ${data.source} to ${data.dest}: ${data.reason}`,
+    decision: () => `${data.direction === "same" ? `Loading ${data.dest} anew` : `${WAYS[data.direction]} from ${data.source} to ${data.dest}`}: ${data.reason}`,
     switched: () => (data.level === "off" ? "Nothing is loaded now" : `${data.level} answers now`),
     switch_failed: () => `${data.level} could not be loaded, ${data.still_serving} serves: ${data.reason}`,
     died: () => `${data.level} died: ${data.reason}`,
@@ -218,13 +218,13 @@ function renderTable() {
   $("table-head").replaceChildren(make("tr", {},
     make("th", { text: "time", scope: "col" }), make("th", { text: "level", scope: "col" }),
     ...names.flatMap((name) => ["others", "ours", "in use"].map((what) => make("th", { text: `${label(name)} ${what}`, scope: "col", cls: "number" }))),
-    make("th", { text: "decided", scope: "col" })));
+    make("th", { text: "decided", scope: "col", cls: "decided" })));
   const stepS = state.lastS / TABLE_ROWS;
   const rows = [];
   for (let end = state.now, row = 0; row < TABLE_ROWS; row++, end -= stepS) {
     const inside = (at) => at > end - stepS && at <= end;
     const point = state.points.findLast((one) => inside(one.at));
-    const decided = state.decisions.filter((event) => inside(secondsOf(event))).map((event) => `${event.source} → ${event.dest}`);
+    const decided = state.decisions.filter((event) => inside(secondsOf(event))).map((event) => event.what);
     if (!point && !decided.length) continue;
     rows.push(make("tr", {}, make("th", { text: clock(point?.at ?? end), scope: "row" }), make("td", { text: point?.serving ?? "not read" }),
       ...names.flatMap((name) => {
@@ -232,7 +232,7 @@ function renderTable() {
         const figures = part ? [gib(part.other_bytes), gib(part.own_bytes), percent((part.own_bytes + part.other_bytes) / part.total_bytes)] : ["–", "–", "–"];
         return figures.map((text) => make("td", { text, cls: "number" }));
       }),
-      make("td", { text: decided.join(", ") })));
+      make("td", { text: decided.join(", "), cls: "decided" })));
   }
   $("table-rows").replaceChildren(...rows);
 }
@@ -263,7 +263,7 @@ function renderLadder(status) {
       : "requests are only sent there: nothing of it is loaded here");
     const done = of(status.performance, level);
     const speed = done?.tokens_per_s ? `${done.tokens_per_s.toFixed(1)} tokens/s` : null;
-    const answers = done ? `${done.answers} answers${done.failures ? `, ${done.failures} failed` : ""}` : null;
+    const answers = done ? `${counted(done.answers, "answer")}${done.failures ? `, ${done.failures} failed` : ""}` : null;
     say(one.figures, [takes.length ? `takes ${takes.join(", ")}` : null, speed, answers].filter(Boolean).join(" · "));
     const failed = effective.backs_off_s && of(status.failed, level) ? [`failed: ${of(status.failed, level)}`] : [];
     say(one.waits, [...(serves || level === status.state ? [] : waits(status, outlook)), ...failed].join("; "));
@@ -282,6 +282,8 @@ function waits(status, outlook) {
   if (status.pinned !== null && rank(outlook.level) > rank(status.pinned)) return [];
   const smaller = rank(outlook.level) < rank(status.state);
   if (smaller && !outlook.wait_s) return [];
+  const first = status.next.level;
+  if (status.state === "off" && first !== null && rank(outlook.level) > rank(first)) return [`after ${first}, which comes first`];
   if (!outlook.lacking.length) return ["nothing is lacking; it comes with the next reading"];
   const when = outlook.wait_s === null ? "not by waiting alone" : `in ${duration(outlook.wait_s)} if this lasts`;
   return [`${when}: ${outlook.lacking.join("; ")}`];

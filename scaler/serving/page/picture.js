@@ -3,7 +3,7 @@
 
 import { clock, colourOf, draw, gib, make, of, percent, say, secondsOf } from "/page/words.js";
 
-const TOP = 22, RIBBON = 16, AXIS = 18, GAP_STRETCHES = 2.5, LABEL = 14;
+const TOP = 22, RIBBON = 16, AXIS = 18, GAP_STRETCHES = 2.5, LABEL = 14, MARK = 24, MARK_APART = 12;
 
 export class Picture {
   constructor(resource, tall) {
@@ -65,13 +65,14 @@ export class Picture {
     made.push(draw("text", { class: "axis share", x: 2, y: y(0.5) - 4 }, "50 %"));
     made.push(...this.would(runs, y), ...this.limits(y), ...this.ends(runs, y, width));
     made.push(...this.ribbon(points, bottom + 4), ...this.times(from, lastS));
-    for (const event of state.decisions) {
-      const x = this.x(secondsOf(event));
-      if (x >= 0) made.push(draw("line", { class: "stem", x1: x, x2: x, y1: TOP - 4, y2: bottom + 4 + RIBBON }));
+    const marks = this.spread();
+    for (const { x, at } of marks) {
+      const up = this.explains ? at : x;
+      made.push(draw("path", { class: "stem", d: line([up, x, x], [TOP - 4, TOP + 6, bottom + 4 + RIBBON]) }));
     }
     this.hair = draw("line", { class: "hair", y1: TOP, y2: bottom, visibility: "hidden" });
     this.svg.replaceChildren(...made, this.hair);
-    if (this.explains) this.place();
+    if (this.explains) this.place(marks);
     const part = of(state.usage, this.resource);
     const name = this.name();
     const used = part ? `${gib(part.own_bytes + part.other_bytes)} of ${gib(part.total_bytes)} in use` : "not read now";
@@ -186,11 +187,22 @@ export class Picture {
     return made;
   }
 
-  place() {
+  // The decisions in the picture, oldest first: where each was (x), and where its mark stands (at), moved apart where
+  // they would cover one another.
+  spread() {
+    const marks = this.state.decisions.map((event) => ({ event, x: this.x(secondsOf(event)) })).filter(({ x }) => x >= 0);
+    const apart = Math.min(MARK_APART, this.plotWidth / marks.length);
+    let least = 0;
+    for (const mark of marks) least = (mark.at = Math.max(mark.x, least)) + apart;
+    let most = this.plotWidth;
+    for (const mark of marks.toReversed()) most = (mark.at = Math.min(mark.at, most)) - apart;
+    return marks;
+  }
+
+  place(marks) {
     const known = new Set();
-    for (const event of this.state.decisions) {
-      const x = this.x(secondsOf(event));
-      if (x < 0) continue;
+    let before = null;
+    marks.forEach(({ event, at }, place) => {
       const key = `${event.at} ${event.ticket}`;
       known.add(key);
       let button = this.buttons.get(key);
@@ -203,14 +215,20 @@ export class Picture {
         button.addEventListener("pointerleave", () => this.hideTip());
         button.addEventListener("blur", () => this.hideTip());
         this.buttons.set(key, button);
-        this.marks.append(button);
+        if (before) before.after(button);
+        else this.marks.prepend(button);
       }
+      before = button;
       button.event = event;
       const failed = event.outcome?.event === "switch_failed" ? " failed" : "";
       button.className = `mark ${event.direction}${failed}`;
-      button.style.left = `${x}px`;
-      button.setAttribute("aria-label", `${clock(secondsOf(event))}, ${event.source} to ${event.dest}: ${event.why}`);
-    }
+      // As wide as a finger likes, and none over its neighbour.
+      const width = Math.min(MARK, at - (marks[place - 1]?.at ?? -MARK), (marks[place + 1]?.at ?? Infinity) - at);
+      button.style.left = `${at}px`;
+      button.style.width = `${width}px`;
+      button.style.marginLeft = `${-width / 2}px`;
+      button.setAttribute("aria-label", `${clock(secondsOf(event))}, ${event.direction === "same" ? event.what : `${event.source} to ${event.dest}`}: ${event.why}`);
+    });
     for (const [key, button] of this.buttons) {
       if (!known.has(key)) { button.remove(); this.buttons.delete(key); }
     }

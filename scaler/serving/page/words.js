@@ -16,6 +16,10 @@ export function duration(seconds) {
   return seconds < 6000 ? `${(seconds / 60).toFixed(1)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
+export function counted(number, thing) {
+  return `${number} ${thing}${number === 1 ? "" : "s"}`;
+}
+
 export function countdown(seconds) {
   const left = Math.max(0, Math.ceil(seconds));
   const pair = (number) => String(number).padStart(2, "0");
