@@ -891,7 +891,7 @@ def test_the_heat_of_our_own_model_makes_no_cycle_that_is_faster_than_the_length
     for at_s, here, there in warm.run():
         if there > here >= 0:
             assert at_s - since_s >= min(policy.dwell_s * 2 ** min(wasted[there], 20), policy.dwell_max_s)
-        elif here == climbed:
+        elif 0 <= here == climbed:
             wasted[here] = wasted[here] + 1 if at_s - since_s < policy.wasted_within_s else 0
         since_s, climbed = at_s, there if there > here >= 0 else -1
 
