@@ -297,7 +297,8 @@ def recovers(evidence: Evidence, position: int) -> Verdict:
     holds = since is not None and held >= asked
     words = HELD if holds else HELD_SO_FAR
     if not asked:
-        words = "usage at {level} would be {usage} of {total}; to be loaded it must be at most {threshold}"
+        most = "to be loaded it must be at most {threshold}" if position else "the smallest level may use {threshold}"
+        words = f"usage at {{level}} would be {{usage}} of {{total}}; {most}"
     return Verdict(holds, usage, limit, words, held, asked)
 
 
