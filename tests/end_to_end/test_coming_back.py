@@ -103,6 +103,9 @@ def test_a_pin_outlives_a_kill_and_is_said_at_the_start(configure: Callable[...,
     daemon.wait_for("large serves now")
     daemon.ask("pin", "medium")
     daemon.wait_for("medium serves now")
+    # Killed while it was still known as one that is being loaded, it would be left alone for a while.
+    while json.loads((config.parent / "remembered.json").read_text())["loading"] is not None:
+        pass
     assert killed(daemon) == []
     daemon = Daemon(config)
     try:
