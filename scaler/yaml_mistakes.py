@@ -12,6 +12,8 @@ from itertools import takewhile
 
 import yaml
 
+from scaler.words import counted
+
 LONGEST = 40
 """The characters of a text that a sentence quotes."""
 ENTRY = "a key, a colon, a space and a value"
@@ -212,7 +214,7 @@ class _Known:
 
     def _misplaced(self, line: int, column: int, as_there: str) -> Mistake:
         here = self._indent(line)
-        indented = f"indented by {here} space{'' if here == 1 else 's'}" if here else "not indented"
+        indented = f"indented by {counted(here, 'space')}" if here else "not indented"
         return self._at(line, here, f"the line is {indented}; expected {column}, {as_there}")
 
     def _places(self, line: int, *, entries: bool) -> Iterator[tuple[int, int]]:

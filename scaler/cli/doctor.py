@@ -22,6 +22,7 @@ from scaler.cli.examination import Finding, Patient, Verdict, problem
 from scaler.cli.progress import working
 from scaler.errors import ScalerError
 from scaler.printable import one_line
+from scaler.words import counted
 
 SUBJECTS = ("installation", "configuration", "levels", "daemon", "service", "sensors", "permissions")
 """What is looked at, each by the module of that name in `scaler.cli.examination`."""
@@ -138,8 +139,9 @@ def _lines(found: Mapping[str, Sequence[Finding]], width: int) -> Iterator[str]:
 
 def _counted(verdicts: Mapping[Verdict, int]) -> str:
     problems, notes = verdicts[Verdict.PROBLEM], verdicts[Verdict.NOTE]
-    counted = f"{problems} problem{'' if problems == 1 else 's'}, {notes} note{'' if notes == 1 else 's'}"
-    return counted if problems or notes else "everything is as it should be"
+    if not (problems or notes):
+        return "everything is as it should be"
+    return f"{counted(problems, 'problem')}, {counted(notes, 'note')}"
 
 
 COMMAND = Command(

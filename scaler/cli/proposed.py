@@ -12,7 +12,7 @@ from scaler.discovery.gguf_files import FILES, NO_FILE
 from scaler.levels import RAM
 from scaler.proposal import Proposal
 from scaler.tiers import Detection
-from scaler.words import gib
+from scaler.words import counted, gib
 
 WIDTH = 100
 SHOWN = 12
@@ -61,7 +61,7 @@ def _counted(source: Source) -> str:
     usable, others = len(source.models), len(source.left_out)
     if not usable and not others:
         return ""
-    models = f"{usable} model{'' if usable == 1 else 's'}"
+    models = counted(usable, "model")
     return f": {models}" + (f", and {others} of no use here" if others else "")
 
 
@@ -90,11 +90,7 @@ def _proposed(proposal: Proposal) -> Iterator[str]:
             yield f"  {'  '.join(cells)}  takes {row[3]}"
         if proposal.tight:
             yield "  More than there is room for now: it is loaded when other programs take less."
-    possible = [
-        f"--runtime {name} ({count} level{'' if count == 1 else 's'})"
-        for name, count in proposal.others.items()
-        if count
-    ]
+    possible = [f"--runtime {name} ({counted(count, 'level')})" for name, count in proposal.others.items() if count]
     if possible:
         yield f"  Other choices: {', '.join(possible)}"
     yield ""
