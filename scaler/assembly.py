@@ -42,12 +42,11 @@ class Parts:
     runtimes: Mapping[str, Runtime[Any]]
 
 
-def assemble(config: Path | None = None, running: Parts | None = None) -> Parts:
-    """Read the configuration, detect the tier, size the ladder. Raises ConfigError, LevelUnavailable.
+def put_together(settings: Settings, running: Parts | None = None) -> Parts:
+    """Detect the tier, size the ladder. Raises ConfigError, LevelUnavailable.
 
     What is ``running`` already is gone on with: runtimes, which own what they have loaded, and their processes' bounds.
     """
-    settings = _settings(config)
     tier = settings.detection(HardwareTierDetector())
     policy = settings.policy_on(tier.tier)
     bounds = running.bounds if running is not None else Bounds(settings.processes)
@@ -62,18 +61,25 @@ def assemble(config: Path | None = None, running: Parts | None = None) -> Parts:
     return Parts(settings, tier, policy, _ladder(settings, levels), levels, embeddings, bounds, runtimes)
 
 
-def usable(
-    config: Path | None = None, running: Parts | None = None, assemble: Callable[..., Parts] = assemble
-) -> Parts:
+PutTogether = Callable[[Settings, Parts | None], Parts]
+"""As `put_together`; somebody who simulates a machine has another."""
+
+
+def assemble(config: Path | None = None, put_together: PutTogether = put_together) -> Parts:
+    """Read the configuration and put the parts together. Raises ConfigError, LevelUnavailable."""
+    return put_together(_settings(config), None)
+
+
+def usable(config: Path | None = None, running: Parts | None = None, put_together: PutTogether = put_together) -> Parts:
     """The same, or ConfigError for all that would keep `scaler run` from starting: files and libraries that lack, too.
 
-    A server that is off does not: what it holds is asked for when a level is loaded. ``assemble`` puts the parts
-    together.
+    A server that is off does not: what it holds is asked for when a level is loaded. What is ``running`` is gone on
+    with.
     """
     # Before the levels are sized, for which it takes the files.
     settings = _settings(config, partial(absent_files, demo=running is not None))
     try:
-        parts = assemble(config, running)
+        parts = put_together(settings, running)
     except LevelUnavailable as error:
         raise ConfigError(str(error)) from error  # it names the file already
     except MissingExtra as error:

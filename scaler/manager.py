@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 from scaler.advice import Advice
 from scaler.advising import Adviser, Telling
 from scaler.answering import Chunk, collect
-from scaler.assembly import Parts, usable
+from scaler.assembly import Parts, assemble, usable
 from scaler.conversations import conversations
 from scaler.conversations.protocol import Message, Said
 from scaler.courses import Courses
@@ -110,8 +110,8 @@ class ModelManager:
         """
         outside = surroundings or Surroundings()
         self._clock = outside.clock
-        self._config, self._assemble = None if config is None else Path(config), outside.assemble
-        parts = outside.assemble(self._config)
+        self._config, self._put_together = None if config is None else Path(config), outside.put_together
+        parts = assemble(self._config, self._put_together)
         # Before anything is started: without its library no level could ever be loaded.
         for runtime, _ in parts.levels.values():
             runtime.require()
@@ -541,7 +541,7 @@ class ModelManager:
 
     def _read_anew(self) -> tuple[Parts, Embeddings | None, list[Outbox], dict[str, str]]:
         """What the configuration asks for now, made as far as that can fail. Raises as `reload` does."""
-        parts = usable(self._config, self._parts, self._assemble)
+        parts = usable(self._config, self._parts, self._put_together)
         settings, embeddings, boxes = parts.settings, self._embeddings, self._outboxes
         try:
             if settings.embeddings != self.settings.embeddings:

@@ -37,7 +37,7 @@ def reload_report(reload: Reload) -> dict[str, Any]:
 
 def status_words(report: dict[str, Any], *, loaded: Collection[str] = (), former: str | None = None) -> dict[str, Any]:
     """The status for people: what ``answers`` requests, None if nothing does; ``why``, the sentences about the level;
-    ``next``, the level that can be climbed to first, with what it waits for.
+    ``next``, the level that can be climbed to first, with what it waits for, and ``then``, those that come after it.
 
     ``loaded`` are the levels that can answer, ``former`` is the one of the configuration before whose model answers
     until the next level does.
@@ -81,8 +81,8 @@ def _why(report: dict[str, Any], answers: str | None) -> Iterator[str]:
 
 
 def _next(report: dict[str, Any]) -> dict[str, Any]:
-    """The level that can be climbed to first, with what it waits for; no level where a person or the tier forbids
-    every one, and what does.
+    """The level that can be climbed to first, with what it waits for, and ``then``, the larger ones that can come only
+    after it; no level where a person or the tier forbids every one, and what does.
     """
     state, rank = report["state"], {name: position for position, name in enumerate(report["projected"])}
     higher = [one for one in report["outlooks"] if state == OFF or rank[one["level"]] > rank[state]]
@@ -97,5 +97,7 @@ def _next(report: dict[str, Any]) -> dict[str, Any]:
         bars = ("wanted", "allowed", "stays_allowed")
         findings = [found for outlook in higher for found in outlook["findings"] if found["guard"] in bars]
         barred = dict.fromkeys(found["sentence"] for found in findings if not found["holds"])
-        return {"level": None, "waits_for": list(barred) or [f"{state} is the largest level"]}
-    return {"level": soonest["level"], "waits_for": soonest["lacking"]}
+        return {"level": None, "waits_for": list(barred) or [f"{state} is the largest level"], "then": []}
+    # From off it goes to one that fits, and up from there.
+    then = [name for name in rank if rank[name] > rank[soonest["level"]]] if state == OFF else []
+    return {"level": soonest["level"], "waits_for": soonest["lacking"], "then": then}

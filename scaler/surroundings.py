@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from scaler.advising import in_a_thread
-from scaler.assembly import Parts, assemble
+from scaler.assembly import PutTogether, put_together
 from scaler.journal import Journal
 from scaler.loop_thread import LoopThread
 from scaler.monitor import ResourceMonitor
@@ -21,8 +21,8 @@ from scaler.sensors.programs import ProgramSurvey
 class Surroundings:
     """How each of them is come by."""
 
-    assemble: Callable[..., Parts] = assemble
-    """The configuration, the tier and the ladder; told as `assemble` is."""
+    put_together: PutTogether = put_together
+    """The tier, the ladder and the runtimes that a configuration asks for."""
     clock: Callable[[], float] = time.monotonic
     """Monotonic seconds; those of the loop as well."""
     wall_clock: Callable[[], float] = time.time

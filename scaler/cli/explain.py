@@ -49,7 +49,6 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
     if pinned != state:
         yield from _set_in(_foreseen([effective[name] for name in names if rank[name] >= rank[state]], policy))
     yield f"next upgrade: {next_upgrade(status)}"
-    first = status["next"]["level"] if state == OFF else None
     for outlook in reversed(outlooks):
         name, wait = outlook["level"], outlook["wait_s"]
         elsewhere = not effective[name]["takes"]
@@ -59,8 +58,8 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
             if wait:
                 yield from _set_in([f"in {duration(wait)} if this lasts", *outlook["lacking"]])
             continue
-        if first is not None and rank[name] > rank[first]:
-            yield f"{name}: after {first}, which comes first"
+        if name in status["next"]["then"]:
+            yield f"{name}: after {status['next']['level']}, which comes first"
             continue
         if not outlook["lacking"]:
             yield f"{name}: nothing is lacking; it comes with the next reading"

@@ -60,9 +60,8 @@ def _standing(status: dict[str, Any], name: str, passed_s: float) -> str:
         return "is being loaded" + ("" if loaded is None else f", {_whole(loaded)}")
     if names.index(name) < names.index(status["state"]):
         return "smaller" if name != OFF else ""
-    first = status["next"]["level"]
-    if status["state"] == OFF and first is not None and names.index(name) > names.index(first):
-        return f"after {first}"
+    if name in status["next"]["then"]:
+        return f"after {status['next']['level']}"
     outlook = next(one for one in status["outlooks"] if one["level"] == name)
     if outlook["earliest_s"] is None:
         return "not allowed now"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from scaler.assembly import Parts, assemble
+from scaler.assembly import Parts, assemble, put_together
 from scaler.errors import ConfigError, LevelUnavailable, QueueFull
 from scaler.events import PinChanged, Reconfigured
 from scaler.journal import Journal, read
@@ -26,6 +26,7 @@ from scaler.policy import Policy
 from scaler.reloading import changes
 from scaler.runtimes.embedded import EmbeddedRuntime
 from scaler.runtimes.vllm import VllmRuntime
+from scaler.settings import Settings
 from scaler.surroundings import Surroundings
 from scaler.words import reconfigured
 from tests.effects.test_proactive import Bench
@@ -273,9 +274,9 @@ def test_a_refusal_that_nobody_waits_for_any_more_is_told_once(
     config.write_text("ladder: [{name: a, model: a.gguf, ram_gib: 1}]\njournal: {path: journal.jsonl}\n")
     begun, gate = threading.Event(), threading.Event()
 
-    def slow(path: Path | None = None, running: Parts | None = None) -> Parts:
+    def slow(settings: Settings, running: Parts | None) -> Parts:
         if running is None:
-            return assemble(path)
+            return put_together(settings)
         begun.set()
         assert gate.wait(30)
         raise LevelUnavailable("a: it cannot be sized")
@@ -293,7 +294,7 @@ def test_a_refusal_that_nobody_waits_for_any_more_is_told_once(
             # It waits for the one before.
             await manager.reload()
 
-    with ModelManager(config, surroundings=Surroundings(assemble=slow)) as manager:
+    with ModelManager(config, surroundings=Surroundings(put_together=slow)) as manager:
         asyncio.run(hang_up(manager))
         asyncio.run(answered(manager))
     gc.collect()

@@ -14,7 +14,7 @@ from scaler.errors import LevelUnavailable, MissingExtra
 from scaler.levels import GIB, RAM
 from scaler.policy import Policy
 from scaler.runtimes.bounds import Bounds
-from scaler.settings import load_settings
+from scaler.settings import Settings
 from scaler.tiers import Detection, Hardware, Tier
 from tests.simulation.faults import Faults
 from tests.simulation.machine import GPU
@@ -183,8 +183,8 @@ class Configuration:
 
     # ---------------------------------------------------------------- how it is read
 
-    def assemble(self, path: Path | None = None, running: Parts | None = None) -> Parts:
-        """The real file, with a tier, and a runtime in place of those of its levels. To size them may fail."""
+    def put_together(self, settings: Settings, running: Parts | None) -> Parts:
+        """With a tier, and a runtime in place of those of the levels. To size them may fail."""
         if running is not None:
             kind = self._faults.draw("reload", ("fail", "odd", "missing"))
             if kind == "fail":
@@ -193,7 +193,6 @@ class Configuration:
                 raise MissingExtra("a library lacks, as drawn")
             if kind == "odd":
                 raise OSError("this machine does not tell its memory, as drawn")
-        settings = load_settings(path)
         tier = Tier("simulated", "", 0, (), Policy(), {})
         levels = {level.name: (self.runtime, level) for level in settings.ladder}
         parts = Parts(

@@ -275,7 +275,7 @@ class _Day:
             on_notice=self._notice,
             remember=True,
             surroundings=Surroundings(
-                assemble=configuration.assemble,
+                put_together=configuration.put_together,
                 clock=self.disk.clock,
                 wall_clock=self.wall_s,
                 effects=lambda _: effects,

@@ -282,8 +282,7 @@ function waits(status, outlook) {
   if (status.pinned !== null && rank(outlook.level) > rank(status.pinned)) return [];
   const smaller = rank(outlook.level) < rank(status.state);
   if (smaller && !outlook.wait_s) return [];
-  const first = status.next.level;
-  if (status.state === "off" && first !== null && rank(outlook.level) > rank(first)) return [`after ${first}, which comes first`];
+  if (status.next.then.includes(outlook.level)) return [`after ${status.next.level}, which comes first`];
   if (!outlook.lacking.length) return ["nothing is lacking; it comes with the next reading"];
   const when = outlook.wait_s === null ? "not by waiting alone" : `in ${duration(outlook.wait_s)} if this lasts`;
   return [`${when}: ${outlook.lacking.join("; ")}`];
