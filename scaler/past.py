@@ -19,7 +19,7 @@ from scaler.levels import OFF
 from scaler.recent import Point, point_of
 from scaler.recordings import Recording
 from scaler.recordings.recorder import FLUSH_S, began_s, files_of
-from scaler.words import counted, duration, reconfigured
+from scaler.words import counted, duration, reconfigured, switched
 
 MOST_FILES = 1000
 """How many files of a journal are looked for: as many as the configuration lets there be."""
@@ -73,9 +73,7 @@ def what_and_why(event: Mapping[str, Any]) -> tuple[str, str]:
     """What happened, in a few words, and why or how; empty where the few words say it all."""
     match event["event"]:
         case "decision":
-            anew = event["source"] == event["dest"]
-            what = f"loading {event['dest']} anew" if anew else f"{event['source']} → {event['dest']}"
-            return what, f"{event['reason']} [{_outcome(event)}]"
+            return switched(event["source"], event["dest"]), f"{event['reason']} [{_outcome(event)}]"
         case "died":
             return f"{event['level']} died", event["reason"]
         case "budget_lowered":

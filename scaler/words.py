@@ -54,6 +54,11 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
+def switched(source: str, dest: str) -> str:
+    """What a decision does; one whose levels are the same loads the model of a level that had died."""
+    return f"loading {dest} anew" if source == dest else f"{source} → {dest}"
+
+
 def changed(change: Mapping[str, str | None]) -> str:
     """A value of the configuration that is another now; one that is not shown may be secret."""
     if change["before"] is None or change["after"] is None:

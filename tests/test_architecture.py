@@ -79,7 +79,7 @@ def test_a_ladder_is_proposed_without_input_or_output(name: str, allowed: set[st
             },
         ),
         ("recordings", {"errors", "levels", "private_files", "readings"}),
-        ("replay", {"errors", "extras", "levels", "readings", "policy", "machine"}),
+        ("replay", {"errors", "extras", "levels", "readings", "policy", "machine", "words"}),
         ("notify", {"errors", "extras", "levels", "settings", "notices"}),
         ("conversations", {"errors", "private_files", "settings"}),
         ("serving", SERVING),

@@ -12,7 +12,7 @@ from scaler.cli.colour import coloured
 from scaler.events import DecisionMade, SwitchDone
 from scaler.levels import OFF
 from scaler.proactive import Event
-from scaler.words import counted, gib
+from scaler.words import counted, gib, switched
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def _run(args: argparse.Namespace) -> int:
     def say(event: Event) -> None:
         if isinstance(event, DecisionMade):
             decision = event.switch.decision
-            change = f"{decision.source} → {decision.dest}"
+            change = switched(decision.source, decision.dest)
             lines.append(f"{time.monotonic() - began:5.1f} s  {change}: {decision.reason}")
         elif isinstance(event, SwitchDone):
             serves = f"{event.level} serves" if event.level != OFF else "nothing is loaded"

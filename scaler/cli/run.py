@@ -40,7 +40,7 @@ from scaler.printable import OneLine, one_line
 from scaler.proactive import Event
 from scaler.serving.address import check_free, url_of
 from scaler.settings import read_settings
-from scaler.words import duration, gib, reconfigured
+from scaler.words import duration, gib, reconfigured, switched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -297,7 +297,7 @@ def _say(event: Event) -> None:
     text = None
     if isinstance(event, DecisionMade):
         decision = event.switch.decision
-        text = f"{decision.source} → {decision.dest}: {decision.reason}"
+        text = f"{switched(decision.source, decision.dest)}: {decision.reason}"
     elif isinstance(event, Advised):
         text = event.suggestions[0].text if event.suggestions else None
     elif isinstance(event, SwitchDone):

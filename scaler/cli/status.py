@@ -12,6 +12,9 @@ from scaler.cli.daemon import add_arguments, daemon
 from scaler.printable import one_line
 from scaler.words import duration, gib, percent
 
+FORESEEN_WINDOWS = 10
+"""How far ahead a trend is told, in its own windows: the line through a minute that swings says nothing of an hour."""
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
@@ -40,7 +43,8 @@ def _lines(status: dict[str, Any]) -> list[str]:
         )
     for resource, trend in status["trends"].items():
         reach = trend["critical_at_in_s"]
-        meets = "" if reach is None or reach > 3600 else f"; critical in {duration(reach)} if it goes on"
+        foreseen = reach is not None and reach <= FORESEEN_WINDOWS * trend["window_s"]
+        meets = f"; critical in {duration(reach)} if it goes on" if foreseen else ""
         lines.append(f"trend     {resource}: {gib(trend['slope_bytes_per_s'] * 60)} a minute by others{meets}")
     takes = {level["level"]: level["takes"] for level in status["effective"]}
     for name, ratio in status["projected"].items():

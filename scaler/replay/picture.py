@@ -16,6 +16,7 @@ from scaler.errors import ScalerError
 from scaler.levels import GIB, OFF
 from scaler.policy import Policy
 from scaler.replay.closed_loop import Step
+from scaler.words import switched
 
 COLUMNS = 1600
 """So many points across: each shows the highest of its readings, so that short peaks stay visible."""
@@ -235,4 +236,4 @@ def _sentence(step: Step) -> str:
     if step.killed:
         return f"{step.level} was killed: memory was exhausted"
     assert step.decision is not None
-    return f"{step.decision.source} → {step.decision.dest}: {step.decision.reason}"
+    return f"{switched(step.decision.source, step.decision.dest)}: {step.decision.reason}"

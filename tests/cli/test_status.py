@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from scaler.cli import explain, status
 from scaler.levels import GIB, RAM, Ladder, Level
 from scaler.monitor import ResourceMonitor
@@ -247,6 +249,19 @@ def test_while_a_level_is_loaded_it_is_told_who_answers() -> None:
     stands, why = machine.told()
     assert stands.startswith("level     large, going to medium\n")
     assert why.startswith("medium is the level now (being loaded)\n  large answers until then\n")
+
+
+@pytest.mark.parametrize(("gib_a_minute", "told"), [(0.5, False), (1.25, True)])
+def test_a_trend_is_told_as_far_ahead_as_it_can_be_seen(gib_a_minute: float, told: bool) -> None:
+    """Ten minutes of its one: that a quiet machine would be full in a quarter of an hour is no news but noise."""
+    machine = Machine()
+    machine.scaler.want(False)
+    for second in range(60):
+        machine.read(4 + gib_a_minute * second / 60, 1)
+    stands, _ = machine.told()
+    assert f"{gib_a_minute:.2f} GiB a minute by others" in stands
+    assert ("critical in 8.0 min if it goes on" in stands) is told
+    assert ("critical in" in stands) is told
 
 
 def test_from_off_the_larger_levels_come_after_the_first() -> None:
