@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from scaler.errors import LevelUnavailable, NeverAsked
@@ -18,6 +18,9 @@ from scaler.switching import Lease
 
 AHEAD = 64
 """How many chunks are read ahead of a slow taker before the model is made to wait."""
+
+
+Asking = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
 class Chunk(NamedTuple):
@@ -44,15 +47,16 @@ class Answering:
         self.gave_way = False
         """Whether the drain limits were used up before the answer had ended; what is missing is another level's."""
 
-    async def stream(self, request: Mapping[str, Any]) -> AsyncGenerator[list[dict[str, Any]], None]:
+    async def stream(self, asking: Asking) -> AsyncGenerator[list[dict[str, Any]], None]:
         """Yield the answer's chunks, those together that came together, up to where the model had to go.
 
-        Raises LevelUnavailable, RequestRejected.
+        ``asking`` makes the request as this model can take it, which may take as long as a model that hangs: a cut ends
+        that as well. Raises LevelUnavailable, RequestRejected.
         The model is given back as soon as it has nothing more to say, however slowly the chunks are taken.
         """
         lease, arrived, loop = self._lease, self._arrived, asyncio.get_running_loop()
         context = with_headers(self.headers) if self.headers else None
-        pump = asyncio.create_task(self._pump(request), name=f"answer at {lease.level}", context=context)
+        pump = asyncio.create_task(self._pump(asking), name=f"answer at {lease.level}", context=context)
         # By a callback, because a task that is cancelled before it began never reaches a finally of its own.
         pump.add_done_callback(self._pumped)
         lease.on_cut = lambda: _cancel(pump)
@@ -85,8 +89,9 @@ class Answering:
             # Also where it has failed already: nobody is left whom that would tell anything.
             await asyncio.gather(pump, return_exceptions=True)
 
-    async def _pump(self, request: Mapping[str, Any]) -> None:
+    async def _pump(self, asking: Asking) -> None:
         lease, arrived = self._lease, self._arrived
+        request = await asking()
         chunks = lease.model.complete(request) if "prompt" in request else lease.model.chat(request)
         try:
             async for data in chunks:

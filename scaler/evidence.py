@@ -378,6 +378,12 @@ class Evidence:
         usage = used_bytes / part.total_bytes
         return usage if scale is None else scale.read(usage)
 
+    @property
+    def in_use(self) -> float:
+        """What is in use as it was read, of the resource that is tightest; 0 where none was."""
+        parts = enumerate(self.usage)
+        return max((self.reads(at, part.own_bytes + part.other_bytes) for at, part in parts if part), default=0.0)
+
     def own_of(self, index: int, read: float) -> float:
         """The usage of a resource, of its own total, that reads as this."""
         scale = self.scales[index]

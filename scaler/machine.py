@@ -425,7 +425,9 @@ class LevelMachine:
         self._trigger("switched")
 
     def serves(self, level: str) -> None:
-        """Say which level answers while a switch goes on: the target of one that was overtaken may have come up."""
+        """Say which level answers while a switch goes on: its target, when what that replaces still drains, or that of
+        one that was overtaken; ``off`` where the old one went first.
+        """
         position = self.ladder.index(level)
         self.evidence.serving = position if position >= 0 else None
 
@@ -584,7 +586,10 @@ class LevelMachine:
         policy, serving = self.policy, self.evidence.serving
         if serving is not None and exhausted(self.evidence, serving).holds:
             return 0.0, 0
-        if serving is not None and critical(self.evidence, serving).holds:
+        # What is in use counts as well: that of a level which drains, though another serves already.
+        if (
+            serving is not None and critical(self.evidence, serving).holds
+        ) or self.evidence.in_use >= policy.critical_at:
             return policy.drain_seconds * CRITICAL_SHARE, int(policy.drain_tokens * CRITICAL_SHARE)
         return policy.drain_seconds, policy.drain_tokens
 

@@ -398,6 +398,18 @@ class ProactiveScaler:
             self._pending.append(PinChanged(None))
         self._deliver()
 
+    def serves(self, level: str) -> None:
+        """Report which ``level`` answers from now on, or ``off``, while a switch goes on; one not known is passed over.
+
+        What it replaces may have answers still: `switched` is reported when that has gone.
+        """
+        with self._lock:
+            if self._machine.settled or level not in (OFF, *self.ladder.names):
+                return
+            self._machine.serves(level)
+            self._refresh_preflight()
+        self._deliver()
+
     def switched(self, ticket: int, load_s: float | None = None) -> None:
         """Report that the switch with this ``ticket`` is done; one that another has overtaken is passed over.
 
@@ -566,15 +578,21 @@ class ProactiveScaler:
                 self._delivering.release()
 
     def _record(self, event: Event) -> None:
-        if self._journal is None or (record := record_of(event, self._wall_clock())) is None:
+        if self._journal is None:
             return
         try:
+            if (record := record_of(event, self._wall_clock())) is None:
+                return
             self._journal.write(record)
         except JournalError as error:
             self._unwritten += 1
             # Once: where the log goes to the same disk, or to a person, a line for each record helps nobody.
             if self._unwritten == 1:
                 log.error("the journal is not written, and serving goes on without it: %s", error)
+            return
+        except Exception:
+            # The others have to hear of it all the same, and the person of the fault.
+            log.exception("the journal lacks a record of %s", type(event).__name__)
             return
         if self._unwritten:
             log.warning("the journal is written again; up to %d records before this are lost", self._unwritten)

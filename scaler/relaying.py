@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from scaler.answering import Answering, Chunk
@@ -19,7 +20,7 @@ from scaler.events import AnswerHandedOver
 from scaler.handoff import Splice, token_limit, without_thinking
 from scaler.normal_form import normal_form
 from scaler.passed_on import NO_HEADERS
-from scaler.proactive import Preflight, ProactiveScaler
+from scaler.proactive import ProactiveScaler
 from scaler.runtimes.protocol import LoadedModel
 from scaler.switching import Lease, Switcher
 
@@ -75,7 +76,6 @@ class Relay:
             gone: tuple[LoadedModel, NeverAsked] | None = None
             todo = splice.next_request()
             while todo is not None:
-                check = scaler.check_preflight_resources()
                 try:
                     left = max(0.0, until - self._clock())
                     lease = await self._switcher.lease(left, self._why(level), level=level, ahead=splice.begun)
@@ -95,8 +95,8 @@ class Relay:
                 answering, failure, leased_s = Answering(lease, self._clock), None, self._clock()
                 answering.headers = course.asks(lease.level, answering)
                 try:
-                    asked = await self._prepare(todo, splice, lease, check)
-                    async with aclosing(answering.stream(asked)) as arriving:
+                    asking = partial(self._prepare, todo, splice, lease)
+                    async with aclosing(answering.stream(asking)) as arriving:
                         async for arrived in arriving:
                             if passed := [Chunk(*one) for data in arrived for one in splice.add(lease.level, data)]:
                                 yield passed
@@ -134,6 +134,9 @@ class Relay:
                 # What counts is the waiting for a level, not that for one's turn at it.
                 until = self._clock() + self.wait_s if lease.tokens else until + self._clock() - leased_s
                 if splice.begun:
+                    if level is not None and not answering.gave_way:
+                        # Nobody's will, and no other level may go on with it.
+                        raise failure
                     if level is not None:
                         break
                     failure = None if answering.gave_way else failure
@@ -154,14 +157,13 @@ class Relay:
 
         return why
 
-    async def _prepare(
-        self, request: Mapping[str, Any], splice: Splice, lease: Lease, check: Preflight
-    ) -> dict[str, Any]:
-        """The request as the level can take it: shortened where the pre-flight check says so, and fitted."""
-        asked = dict(request)
+    async def _prepare(self, request: Mapping[str, Any], splice: Splice, lease: Lease) -> dict[str, Any]:
+        """The request as the level can take it: shortened where the pre-flight check says so of it, and fitted."""
+        asked, check = dict(request), self._scaler.check_preflight_resources()
         limit = asked.pop("max_completion_tokens", None) or token_limit(asked)
         # One that has begun goes on as it was meant to be: if this level has to give way as well, the next one goes on.
-        if check.max_tokens is not None and not splice.begun:
+        # So it is with one for which nothing is left: its lease is about to be cut.
+        if check.max_tokens and check.level == lease.level and not splice.begun:
             limit = min(limit or check.max_tokens, check.max_tokens)
             if "messages" in asked:
                 asked = without_thinking(asked)

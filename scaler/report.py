@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -35,19 +35,15 @@ def reload_report(reload: Reload) -> dict[str, Any]:
     return asdict(reload)
 
 
-def status_words(report: dict[str, Any], *, loaded: Collection[str] = (), former: str | None = None) -> dict[str, Any]:
+def status_words(report: dict[str, Any], *, former: str | None = None) -> dict[str, Any]:
     """The status for people: what ``answers`` requests, None if nothing does; ``why``, the sentences about the level;
     ``next``, the level that can be climbed to first, with what it waits for, and ``then``, those that come after it.
 
-    ``loaded`` are the levels that can answer, ``former`` is the one of the configuration before whose model answers
-    until the next level does.
+    ``former`` is the level of the configuration before whose model answers until the next level does.
     """
     answers = report["serving"] if report["serving"] != OFF else None
     if answers is None and former is not None:
         answers = f"{former} of the configuration before"
-    elif answers is None and report["state"] in loaded:
-        # It has come, and the one before it has not gone yet.
-        answers = report["state"]
     return {"answers": answers, "why": list(_why(report, answers)), "next": _next(report)}
 
 
@@ -55,7 +51,8 @@ def _why(report: dict[str, Any], answers: str | None) -> Iterator[str]:
     """Which level it is, then what made it so, a sentence each."""
     state, pinned, decision = report["state"], report["pinned"], report["last_decision"]
     if state == OFF:
-        yield "off is the level now: " + ("nothing is loaded" if answers is None else f"{answers} is let go")
+        gone = answers is None and report["settled"]
+        yield "off is the level now: " + ("nothing is loaded" if gone else f"{answers or 'what was loaded'} is let go")
     elif answers == state:
         yield f"{state} is the level now"
     else:

@@ -46,6 +46,8 @@ class Step:
 class Reports(Protocol):
     """Whom the outcome is told; the scaler is one."""
 
+    def serves(self, level: str) -> None: ...
+
     def switched(self, ticket: int, load_s: float | None = None) -> None: ...
 
     def switch_failed(self, ticket: int, still_serving: str, reason: str) -> None: ...
@@ -221,8 +223,8 @@ class Switcher:
             self._retire(self._standby.pop(name))
         wanted = self._wanted.dest if self._wanted is not None else OFF
         moot = wanted not in (OFF, *kept) or self._standbys_wanted() != standbys or not standbys <= set(kept)
-        if moot and self._performing is not None:
-            self._performing.cancel()
+        if moot:
+            self._overtake()
         for name, (runtime, settings) in levels.items():
             # What our own models hold, or did until now, is nothing that an earlier scaler has left.
             alike = [of for other, of in before.values() if other is runtime and not runtime.apart(of, settings)]
@@ -354,9 +356,13 @@ class Switcher:
         if before is not None and before.ticket == switch.ticket:
             self._limit_drains(switch)
             return
-        if self._performing is not None:
-            self._performing.cancel()
+        self._overtake()
         self._wake.set()
+
+    def _overtake(self) -> None:
+        """Give up what is being performed; what cleans up already is let finish, or the next would begin beside it."""
+        if self._performing is not None and not self._performing.cancelling():
+            self._performing.cancel()
 
     def _limit_drains(self, switch: Switch) -> None:
         for loaded in (*self._retiring, *([self._current] if self._closed_for == switch.ticket else [])):
@@ -429,7 +435,10 @@ class Switcher:
                 if self._current is current:
                     self._current = None
                     self._retire(current)
+                    self._reports.serves(OFF)
             self._retire_standbys(switch.dest)
+            # Answers on what stood by have to make room as well.
+            self._limit_drains(switch)
             if switch.dest == OFF:
                 await self._gone(list(self._retiring))
                 return None
@@ -521,6 +530,9 @@ class Switcher:
     def _serve(self, loaded: _Loaded) -> None:
         self._current = loaded
         self._open()
+        if (serving := self._serving) is not None:
+            # Told before the switch is done, which takes as long as what it replaces drains.
+            self._reports.serves(serving)
 
     def _open(self) -> None:
         """Let requests through if there is a model to take them."""
@@ -575,11 +587,16 @@ class Switcher:
             self._stuck.pop(loaded, None)
 
     async def _watch(self, loaded: _Loaded) -> None:
-        reason = await loaded.model.died()
+        name = loaded.model.name
+        try:
+            reason = await loaded.model.died()
+        except Exception as error:
+            # Nobody would watch it any more, and its death would never be noticed.
+            log.exception("watching %s failed unexpectedly", name)
+            reason = f"{name}: whether it runs cannot be told ({type(error).__name__}: {error})"
         loaded.dead = True
         # To unload it ends its answers, so that nothing waits for them first.
         loaded.idle.set()
-        name = loaded.model.name
         if loaded is self._current:
             self._current = None
             self._ready.clear()

@@ -102,6 +102,7 @@ def decided(scaler: ProactiveScaler) -> None:
     """The decision alone, by a program that switches models itself."""
 
     def switch(wanted: Switch) -> None:
+        scaler.serves("off")
         scaler.switched(wanted.ticket, load_s=1.5)
         scaler.switch_failed(wanted.ticket, "off", f"{wanted.dest}: no such file")
         scaler.died(wanted.dest, "killed")

@@ -43,7 +43,7 @@ class Control:
         """Everything that a person asks about."""
         manager = self._manager
         report = status_report(manager.scaler.status(), manager.scaler.analyze_resource_trends())
-        report |= status_words(report, loaded=manager.loaded, former=manager.former)
+        report |= status_words(report, former=manager.former)
         report |= {"answering": manager.answering, "waiting": manager.waiting, "loading": dict(manager.progress)}
         report |= {"not_permitted": manager.not_permitted, "version": __version__, "file": manager.settings.file}
         return web.json_response(report)

@@ -40,10 +40,10 @@ class Machine:
             wall_s = 1.7e9 + self.now_s
             self.scaler.observe(Reading(self.now_s, wall_s=wall_s, memory=memory, own_bytes=own, power=power))
 
-    def told(self, **loaded: Any) -> tuple[str, str]:
-        """What `scaler status` and `scaler explain` print; ``loaded`` is what the effects have."""
+    def told(self, former: str | None = None) -> tuple[str, str]:
+        """What `scaler status` and `scaler explain` print; ``former`` is of the configuration before."""
         report = status_report(self.scaler.status(), self.scaler.analyze_resource_trends())
-        report |= status_words(report, **loaded)
+        report |= status_words(report, former=former)
         plain = json.loads(json.dumps(report)) | {"answering": 0, "waiting": 0}
         return "\n".join(status._lines(plain)), "\n".join(explain._lines(plain))
 
@@ -238,7 +238,8 @@ def test_while_a_level_is_loaded_it_is_told_who_answers() -> None:
     assert why.startswith(
         "small is the level now (being loaded)\n  old of the configuration before answers until then\n"
     )
-    stands, why = machine.told(loaded=("small",))
+    machine.scaler.serves("small")
+    stands, why = machine.told()
     assert stands.startswith("level     small\n"), "what was before it has not gone yet"
     assert why.startswith("small is the level now\n  came from off")
     leave()

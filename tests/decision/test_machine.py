@@ -331,7 +331,7 @@ def useless(drive: Driver) -> list[Reading]:
     good = drive.reading(4)
     total = int(TOTAL_GIB * GIB)
     full = {"memory": Memory(total, 0), "own_bytes": 0}
-    nan = float("nan")
+    nan, endless = float("nan"), float("inf")
     return [
         Reading(drive.now_s + 0.5, missing=("memory",)),
         Reading(drive.now_s + 0.5, memory=Memory(total, 0), own_bytes=None),
@@ -343,6 +343,9 @@ def useless(drive: Driver) -> list[Reading]:
         Reading(drive.now_s + 0.5, memory=Memory(total, nan), own_bytes=0),  # type: ignore[arg-type]
         Reading(drive.now_s + 0.5, memory=Memory(nan, 0), own_bytes=0),  # type: ignore[arg-type]
         Reading(drive.now_s + 0.5, memory=Memory(total, 0), own_bytes=nan),  # type: ignore[arg-type]
+        Reading(drive.now_s + 0.5, memory=Memory(endless, 0), own_bytes=0),  # type: ignore[arg-type]
+        Reading(drive.now_s + 0.5, memory=Memory(total, -endless), own_bytes=0),  # type: ignore[arg-type]
+        Reading(drive.now_s + 0.5, memory=Memory(total, 0), own_bytes=endless),  # type: ignore[arg-type]
         Reading(nan, **full),  # type: ignore[arg-type]
         Reading(float("inf"), **full),  # type: ignore[arg-type]
         Reading(float("-inf"), **full),  # type: ignore[arg-type]
@@ -842,6 +845,17 @@ def test_the_drain_limits_are_the_policys_and_a_tenth_of_them_when_critical_and_
         drive.read(other_gib, 10)
         limits[other_gib] = drive.switches[0].drain_s, drive.switches[0].drain_tokens
     assert limits == {8.0: (20.0, 256), 11.0: (2.0, 25), 11.95: (0.0, 0)}
+
+
+@pytest.mark.parametrize(("own_gib", "other_gib", "drain_s"), [(16.5, 7, 2.0), (4, 11.5, 2.0), (14, 8, 20.0)])
+def test_what_is_in_use_shrinks_the_drain_limits_as_well_as_what_is_expected(
+    own_gib: float, other_gib: float, drain_s: float
+) -> None:
+    """In a switch away from large, declared with 12 GiB of 24: two models at once are as urgent as one that grows."""
+    drive = Driver(initial="large", answer=never)
+    drive.read(8, 5)
+    drive.read(other_gib, own_gib=own_gib)
+    assert [*drive.switches, *drive.hurried][-1].drain_s == drain_s
 
 
 def test_usage_that_turns_critical_during_a_switch_shrinks_its_limits_once() -> None:

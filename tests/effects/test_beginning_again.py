@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from scaler.answering import Answering
 from tests.effects.test_switching import Stage, on_stage
+
+
+async def asked(words: int) -> Mapping[str, Any]:
+    """A request that is ready at once."""
+    return {"messages": [], "words": words}
 
 
 @on_stage
@@ -32,7 +40,7 @@ async def test_a_level_that_gave_way_before_it_was_even_asked_is_not_heard(stage
     lease.limit(0.0, 0)
     answering = Answering(lease)
     async with asyncio.timeout(10):
-        assert [data async for data in answering.stream({"messages": [], "words": 5})] == []
+        assert [data async for data in answering.stream(partial(asked, 5))] == []
     assert answering.gave_way
     assert answering.sample() is None
     assert stage.switcher.answering == 0
@@ -46,7 +54,7 @@ async def test_a_slow_taker_loses_nothing_of_a_long_answer(stage: Stage) -> None
         small.more.release()
     lease = await stage.switcher.lease(10, lambda: "testing")
     text = ""
-    async for arrived in Answering(lease).stream({"messages": [], "words": 500}):
+    async for arrived in Answering(lease).stream(partial(asked, 500)):
         for _ in range(3):
             await asyncio.sleep(0)
         text += "".join(data["choices"][0]["delta"].get("content", "") for data in arrived)

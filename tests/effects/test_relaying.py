@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from scaler.answering import Chunk
+from scaler.answering import Chunk, collect
 from scaler.errors import LevelUnavailable, NeverAsked, RequestTimedOut
 from scaler.events import AnswerHandedOver, StandbyLost
 from scaler.level_settings import EmbeddedLevel
@@ -95,6 +95,21 @@ async def test_an_answer_under_which_two_models_died_is_not_tried_on_a_third(sta
         await answer
 
 
+@in_a_hurry
+async def test_a_level_that_was_asked_for_by_name_and_died_is_an_error(stage: Stage) -> None:
+    """No other may go on with the answer, and that it has reached a limit would be a lie."""
+    small = await stage.serve("small")
+    answer = asyncio.create_task(collect(stage.relay.answer(TALK, level="small")))
+    small.more.release()
+    while not small.asked or small.more._value:
+        await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    small.die()
+    with pytest.raises(LevelUnavailable, match="small: killed"):
+        await answer
+
+
 @on_stage
 async def test_json_that_took_longer_than_a_request_may_wait_is_begun_anew(stage: Stage) -> None:
     """It was being answered all the time; the client, who saw nothing yet, gets it whole."""
@@ -143,6 +158,20 @@ async def test_a_client_that_takes_nothing_does_not_hold_the_switch_up(stage: St
     async for chunks in parts:
         text += said(chunks)
     assert text in ("small0 small1 large2 large3 ", "small0 large1 large2 large3 ")
+
+
+@with_standby
+async def test_an_answer_on_what_stands_by_has_to_make_room_as_well(stage: Stage) -> None:
+    """It began before the climb, and goes on there without a limit until everything has to go."""
+    answer = await begun(stage, "small", 1)
+    await stage.serve("large")
+    assert (set(stage.switcher.loaded), stage.switcher.answering) == ({"small", "large"}, 1)
+    ticket = stage.ask("off", beside=False, drain_s=0.0, drain_tokens=0)
+    await stage.told.until("switched", ticket)
+    assert stage.switcher.loaded == ()
+    await stage.serve("medium")
+    let_speak(stage, "medium")
+    assert (await answer)[1]["message"]["content"] == "small0 medium1 medium2 medium3 "
 
 
 @with_standby

@@ -38,6 +38,8 @@ class Model:
         self.ended = asyncio.Event()
         self.heard_of = asyncio.Event()
         self.heard_of.set()
+        self.unwatchable: Exception | None = None
+        """What keeps whoever waits for its end from hearing of it."""
         self.busy = runtime.busy
         self.closed_answers = 0
 
@@ -84,6 +86,8 @@ class Model:
     async def died(self) -> str:
         await self.ended.wait()
         await self.heard_of.wait()
+        if self.unwatchable is not None:
+            raise self.unwatchable
         return f"{self.name} was killed"
 
     async def unload(self) -> None:
@@ -113,6 +117,9 @@ class Runtime:
         self.busy = False
         self.gate = asyncio.Event()
         self.gate.set()
+        self.ending = asyncio.Event()
+        """Set where a load that is cancelled has ended at once."""
+        self.ending.set()
 
     def footprint(self, settings: EmbeddedLevel) -> Mapping[str, int]:
         return {"ram": 1}
@@ -151,6 +158,8 @@ class Runtime:
             await self.gate.wait()
         except asyncio.CancelledError:
             self.log.append(f"cancel {settings.name}")
+            await self.ending.wait()
+            self.log.append(f"cancelled {settings.name}")
             raise
         if settings.name in self.failing:
             raise LevelUnavailable(f"{settings.name}: no")
@@ -165,9 +174,14 @@ class Told:
 
     def __init__(self) -> None:
         self.log: list[tuple[Any, ...]] = []
+        self.serving: list[str] = []
         self.load_s: dict[int, float | None] = {}
         self.reasons: dict[int, str] = {}
+        self.deaths: dict[str, str] = {}
         self._changed = asyncio.Condition()
+
+    def serves(self, level: str) -> None:
+        self.serving.append(level)
 
     def switched(self, ticket: int, load_s: float | None = None) -> None:
         self.load_s[ticket] = load_s
@@ -178,6 +192,7 @@ class Told:
         self._note("failed", ticket, still_serving)
 
     def died(self, level: str, reason: str) -> None:
+        self.deaths[level] = reason
         self._note("died", level)
 
     def note(self, event: ScalerEvent) -> None:
@@ -393,6 +408,25 @@ async def test_a_later_switch_overtakes_a_load_in_progress(stage: Stage) -> None
     assert ("switched", first) not in stage.told.log
     stage.runtime.models["small"].more.release()
     assert (await stage.answer(1))[0] == "small"
+
+
+@on_stage
+async def test_however_often_a_load_is_overtaken_it_has_ended_before_the_next_begins(stage: Stage) -> None:
+    """Else there would be two models' processes at once, just when memory is short."""
+    stage.runtime.gate.clear()
+    stage.runtime.ending.clear()
+    stage.ask("large")
+    for dest, done in (("medium", "load large"), ("small", "cancel large"), ("medium", ""), ("small", "")):
+        while done and done not in stage.runtime.log:
+            await asyncio.sleep(0)
+        ticket = stage.ask(dest)
+        for _ in range(10):
+            await asyncio.sleep(0)
+    assert stage.runtime.log == ["load large", "cancel large"]
+    stage.runtime.ending.set()
+    stage.runtime.gate.set()
+    await stage.told.until("switched", ticket)
+    assert stage.runtime.log == ["load large", "cancel large", "cancelled large", "load small"]
 
 
 @on_stage
@@ -728,3 +762,23 @@ async def test_at_the_end_every_model_is_told_to_go_and_every_failure_told(stage
     assert stage.runtime.log == ["load small", "unload small", "close"]
     stage.runtime.staying.clear()
     stage.runtime.closing = None
+
+
+def test_a_model_that_cannot_be_watched_any_more_counts_as_dead(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody would notice its end, and it would be said to serve for ever; what went wrong is in the log."""
+
+    @on_stage
+    async def watching(stage: Stage) -> None:
+        small = await stage.serve("small")
+        small.unwatchable = OSError(24, "Too many open files")
+        small.die()
+        await stage.told.until("died", "small")
+        reason = "small: whether it runs cannot be told (OSError: [Errno 24] Too many open files)"
+        assert stage.told.deaths == {"small": reason}
+        while "unload small" not in stage.runtime.log:
+            await asyncio.sleep(0)
+        await stage.serve("small")
+
+    watching()
+    assert "watching small failed unexpectedly" in caplog.text
+    assert "Traceback" in caplog.text

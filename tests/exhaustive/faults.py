@@ -643,8 +643,14 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "drain: not shortened when critical",
         M,
-        "        if serving is not None and critical(self.evidence, serving).holds:\n",
-        "        if False:\n",
+        "            serving is not None and critical(self.evidence, serving).holds\n",
+        "            False\n",
+    ),
+    Fault(
+        "drain: what is in use does not matter",
+        M,
+        " or self.evidence.in_use >= policy.critical_at:\n",
+        ":\n",
     ),
     Fault(
         "drain: not ended when exhausted",

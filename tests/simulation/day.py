@@ -49,7 +49,7 @@ REMEMBERED = "remembered.json"
 BUSY_S = 1800.0
 """How much of a day is busy, on average."""
 EPOCH_S = 1_750_000_000.0
-INPUTS = ("observe", "switched", "switch_failed", "died", "answered", "degrade", "want", "pin", "unpin")
+INPUTS = ("observe", "serves", "switched", "switch_failed", "died", "answered", "degrade", "want", "pin", "unpin")
 """What a `LevelMachine` is told; everything that it decides follows from that."""
 Told = tuple[str, tuple[Any, ...], dict[str, Any]]
 """One input, with what it brings."""
