@@ -68,16 +68,31 @@ class Adviser:
         self._savings: dict[str, Sequence[Saving]] = {}
 
     async def advise(self, patience_s: float = ASKED_S) -> Advice:
-        """The advice of this moment. Raises ScalerError when the look took longer than ``patience_s``, OSError."""
-        if self._looking is None or self._looking.done():
-            # One at a time, so that a look that hangs costs one thread and not one each time.
-            self._looking = Future()
-            self._aside(partial(self._look, self._looking))
+        """The advice of this moment.
+
+        Raises ScalerError when the look cannot begin or took longer than ``patience_s``, OSError.
+        """
+        # One at a time, so that a look that hangs costs one thread and not one each time.
+        looking = self._looking
+        if looking is None or looking.done():
+            looking = self._looking = self._begin()
         try:
-            survey, savings = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._looking)), patience_s)
+            survey, savings = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(looking)), patience_s)
         except TimeoutError:
             raise ScalerError(f"the look at who holds memory took more than {patience_s:g} s; try again") from None
         return advise(self._room(), survey, savings)
+
+    def _begin(self) -> Future[Seen]:
+        seen = Future[Seen]()
+        try:
+            self._aside(partial(self._look, seen))
+        except RuntimeError as error:
+            # For want of memory, or of processes that this user may have.
+            raise ScalerError(
+                f"the look at who holds memory cannot begin: {error}; try again, or raise the limit on processes and "
+                "threads (ulimit -u)"
+            ) from error
+        return seen
 
     def _look(self, seen: Future[Seen]) -> None:
         levels, known = self._levels, self._savings

@@ -8,16 +8,19 @@ loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from scaler.errors import LevelUnavailable, ScalerError
-from scaler.events import EmbeddingsGone, EmbeddingsLoaded
+from scaler.events import EmbeddingsGone, EmbeddingsLoaded, UnloadFailed
 from scaler.monitor import ReadingTaken
 from scaler.proactive import Event, ProactiveScaler
 from scaler.runtimes.protocol import EmbeddingModel, EmbeddingRuntime
 from scaler.settings import EmbeddingSettings
+
+log = logging.getLogger(__name__)
 
 
 class Embeddings:
@@ -42,6 +45,8 @@ class Embeddings:
         self._watch: asyncio.Task[None] | None = None
         self._unloading: asyncio.Task[None] | None = None
         self._why_gone = ""
+        self._given_up: str | None = None
+        """Why the load that runs, or ran last, is no longer wanted."""
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -62,7 +67,8 @@ class Embeddings:
         loop = asyncio.get_running_loop()
 
         def take(event: Event) -> None:
-            if isinstance(event, ReadingTaken) and self._model is not None and not loop.is_closed():
+            held = self._model is not None or self._loading is not None
+            if held and isinstance(event, ReadingTaken) and not loop.is_closed():
                 loop.call_soon_threadsafe(self._look)
 
         self._leave = self._scaler.subscribe(take)
@@ -96,8 +102,7 @@ class Embeddings:
         """Unload it for good; a load that runs is given up."""
         self._leave()
         self._closed = True
-        if self._loading is not None:
-            self._loading.cancel()
+        self._give_up(why)
         async with self._turn:
             if self._model is not None:
                 self._let_go(why)
@@ -120,7 +125,7 @@ class Embeddings:
         if not room.enough:
             lacking = "there is no room for it" if room.enough is False else "whether there is room is not known"
             raise LevelUnavailable(f"{self._where}: {lacking}: {room.reason}; try again later")
-        began_s = self._clock()
+        began_s, self._given_up = self._clock(), None
         if not self._closed:
             self._loading = asyncio.create_task(self._runtime.load_embedding(self._settings), name=f"load {self.name}")
             try:
@@ -128,22 +133,40 @@ class Embeddings:
             except ScalerError as error:
                 self._scaler.note(EmbeddingsGone(self.name, f"it could not be loaded: {error}"))
                 raise
+            except Exception as error:
+                # A fault in the runtime: whoever asked for vectors is told like of any other failure.
+                log.exception("loading %s failed unexpectedly", self.name)
+                cause = f"{self._where}: {type(error).__name__}: {error}"
+                self._scaler.note(EmbeddingsGone(self.name, f"it could not be loaded: {cause}"))
+                raise LevelUnavailable(cause) from error
             except asyncio.CancelledError:
-                if not self._closed:
+                if self._given_up is None:
                     raise
             else:
                 self._scaler.note(EmbeddingsLoaded(self.name, self._clock() - began_s, room.reason))
                 return model
             finally:
                 self._loading = None
-        raise LevelUnavailable(f"{self._where}: it is not loaded any more, since scaler ends")
+        why = self._given_up or "since scaler ends"
+        raise LevelUnavailable(f"{self._where}: it is not loaded any more, {why}; try again later")
+
+    def _give_up(self, why: str) -> bool:
+        """End a load that runs; False where none does, or it is ending already."""
+        if self._loading is None or self._given_up is not None:
+            return False
+        self._given_up = why
+        return self._loading.cancel()
 
     def _look(self) -> None:
-        if self._model is None:
-            return
         room = self._scaler.room_beside(0)
         if room.enough is False:
-            self._let_go(f"because {room.reason}")
+            why = f"because {room.reason}"
+            if self._model is not None:
+                self._let_go(why)
+            elif self._give_up(why):
+                self._scaler.note(EmbeddingsGone(self.name, f"its load was given up, {why}"))
+        elif self._model is None:
+            return
         elif not self._running and (idle_s := self._clock() - self._used_s) >= self._settings.keep_s:
             self._let_go(f"after {idle_s:.0f} s without a request")
 
@@ -153,12 +176,28 @@ class Embeddings:
         if self._watch is not None:
             self._watch.cancel()
         self._scaler.note(EmbeddingsGone(self.name, f"it was unloaded, {why}"))
-        self._unloading = asyncio.create_task(model.unload(), name=f"unload {self.name}")
+        self._unloading = asyncio.create_task(self._unload(model), name=f"unload {self.name}")
+
+    async def _unload(self, model: EmbeddingModel) -> None:
+        """Have it go. One that will not is told; what memory it keeps counts as the others'."""
+        try:
+            await model.unload()
+        except LevelUnavailable as error:
+            self._scaler.note(UnloadFailed(self.name, str(error)))
+        except Exception as error:
+            # A fault in the runtime must not keep the next request from having it loaded anew.
+            log.exception("unloading %s failed unexpectedly", self.name)
+            self._scaler.note(UnloadFailed(self.name, f"{self._where}: {type(error).__name__}: {error}"))
 
     async def _watch_over(self, model: EmbeddingModel) -> None:
-        reason = await model.died()
+        try:
+            reason = await model.died()
+        except Exception as error:
+            # Nobody would watch it any more, and its death would never be noticed.
+            log.exception("watching %s failed unexpectedly", self.name)
+            reason = f"whether it runs cannot be told ({type(error).__name__}: {error})"
         # Those who wait for an answer are told by the model; the next request loads it anew.
         self._scaler.note(EmbeddingsGone(self.name, f"it died: {reason}"))
         if self._model is model:
             self._model = None
-        await model.unload()
+        await self._unload(model)

@@ -66,7 +66,10 @@ class StandbyLost:
 
 @dataclass(frozen=True, slots=True)
 class UnloadFailed:
-    """The model of ``level`` was told to go and stays; it is told once more when the scaler ends."""
+    """The model of ``level``, or the embedding model of that name, was told to go and stays.
+
+    A level's is told once more when the scaler ends.
+    """
 
     level: str
     reason: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -77,8 +78,12 @@ class Journal:
         self._lock = threading.Lock()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record and flush it. Raises JournalError when the file cannot be written."""
-        line = json.dumps(record, separators=(",", ":"), allow_nan=False)
+        """Append one record and flush it; figures that are no number as null. Raises JournalError if it cannot."""
+        try:
+            line = _json(record)
+        except ValueError:
+            # Of a reading that was handed in. JSON has no NaN; to look for one every time takes as long as to write.
+            line = _json(_finite(record))
         try:
             with self._lock:
                 if self._lines is None:
@@ -110,6 +115,21 @@ class Journal:
 
     def _failed(self, error: OSError) -> JournalError:
         return JournalError(f"{self.path}: {error.strerror or error}; free some space or set journal.path")
+
+
+def _json(record: object) -> str:
+    return json.dumps(record, separators=(",", ":"), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None in the place of each number that is none."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value
 
 
 def _mend(path: Path) -> None:

@@ -27,6 +27,8 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         self.loop = _new_loop()
         self._stopping = False
+        # Between the look whether it takes work and the taking of it, nobody may end it: the work would never be done.
+        self._taking = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -42,10 +44,11 @@ class LoopThread:
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start ``work`` on the loop. Raises ScalerError when the loop has been stopped."""
-        if not self.running:
-            work.close()
-            raise ScalerError(SHUT_DOWN)
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        with self._taking:
+            if self.running:
+                return asyncio.run_coroutine_threadsafe(work, self.loop)
+        work.close()
+        raise ScalerError(SHUT_DOWN)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` and wait for it, from a thread without a loop. Raises what it raises, ScalerError at the end."""
@@ -90,10 +93,13 @@ class LoopThread:
                 await self.run(_close(items, steps))
 
     def stop(self) -> None:
-        """Cancel what runs, end the loop and join the thread. Safe to call twice."""
-        if self.running:
+        """Cancel what runs, end the loop and join the thread. Safe to call twice. Raises ScalerError in that thread."""
+        if threading.current_thread() is self._thread:
+            raise ScalerError("this would wait for itself; stop it from another thread")
+        with self._taking:
             # From here on nothing is taken that nobody would be left to end.
-            self._stopping = True
+            ends, self._stopping = self.running, True
+        if ends:
             asyncio.run_coroutine_threadsafe(self._cancel_all(), self.loop).result()
             self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()

@@ -222,6 +222,8 @@ class ResourceMonitor:
                 patience_s = min(HEAD_START_S, left_s) if self._worker.busy else left_s
                 if not self._changed.wait_for(settled, patience_s) and self._worker.busy:
                     self._worker = self._worker.replace()
+        if not settled() and self._worker.busy:
+            self._worker.give_up()
         return round_
 
     def _conclude(self, round_: _Round) -> Reading:

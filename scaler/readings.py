@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from scaler.levels import RAM, gpu_resource
 
@@ -143,8 +144,9 @@ class Reading:
 
 
 def _split(total: int, used: int, own: int) -> Usage | None:
-    # More used than there is can be: a limit was lowered. Less than nothing cannot, and says nothing; nor does NaN.
-    if not (total > 0 and used >= 0 and own >= 0):
+    # More used than there is can be: a limit was lowered. Less than nothing cannot, and says nothing; nor does NaN, or
+    # what has no end.
+    if not (0 < total < inf and 0 <= used < inf and 0 <= own < inf):
         return None
     own = min(own, used)
     return Usage(total, own, used - own)

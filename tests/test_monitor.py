@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import queue
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from scaler.monitor import (
     SensorRecovered,
     next_due,
 )
-from scaler.readings import Memory, Power, Pressure, Reading, Swap
+from scaler.readings import Gpu, Memory, ModelLoad, Power, Pressure, Reading, Stall, Swap
 from scaler.sensors import Sensor
 from scaler.sensors.memory import MemorySensor
 
@@ -207,6 +208,35 @@ def test_an_unforeseen_error_is_told_with_its_kind(make: Make) -> None:
     assert listener.all()[0] == SensorLost("memory", "KeyError: 'avg10'", NEVER_S)
 
 
+@pytest.mark.parametrize(
+    ("field", "odd", "where", "sound"),
+    [
+        ("memory", Memory(16, math.nan), "memory.available_bytes is nan", MEMORY),  # type: ignore[arg-type]
+        ("own_bytes", math.inf, "own_bytes is inf", 7),
+        ("power", Power(True, math.nan), "power.battery_ratio is nan", Power(True, 0.5)),
+        ("pressure", Pressure(Stall(-math.inf)), "pressure.memory.some_avg10_ratio is -inf", Pressure(Stall(0.1))),
+        ("model", ModelLoad(1, 0, math.nan), "model.cache_ratio is nan", ModelLoad(1, 0, 0.5)),
+        (
+            "gpus",
+            (Gpu(0, "one", 8, 1, 7, 0, 0.5, 60.0), Gpu(1, "two", 8, 1, 7, 0, 0.5, math.nan)),
+            "gpus[1].temperature_c is nan",
+            (Gpu(0, "one", 8, 1, 7, 0, 0.5, 60.0),),
+        ),
+    ],
+)
+def test_a_figure_that_is_no_number_is_missing(make: Make, field: str, odd: object, where: str, sound: object) -> None:
+    """Nothing can be concluded from it, so that it counts as not read; which it was is told."""
+    clock, sensor = Clock(), FakeSensor(field, odd)
+    monitor = make(sensor, clock=clock, interval_s=1.0)
+    listener = Listener(monitor)
+    reading = monitor.read_now()
+    assert (getattr(reading, field), reading.missing) == (None, (field,))
+    assert listener.all()[0] == SensorLost(field, f"it answered what is no number: {where}", 1.0)
+    sensor.answer = sound
+    clock.now += 1.0
+    assert getattr(monitor.read_now(), field) == sound
+
+
 def test_what_happened_to_a_sensor_is_told_before_the_reading(make: Make) -> None:
     """A subscriber then knows why the reading lacks something."""
     monitor = make(FakeSensor(answer=OSError("broken")))
@@ -310,6 +340,98 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_a_new_one(make: Make) ->
         clock.now += NEVER_S
     assert monitor.latest is not None
     assert monitor.latest.own_bytes == 1
+
+
+NO_THREAD = (
+    "not asked, because no thread could be started (can't start new thread); memory is short, or this user may have no "
+    "more processes (ulimit -u)"
+)
+
+
+class Threads:
+    """Whether the system starts threads that ask sensors, or refuses to, as where memory is short."""
+
+    def __init__(self) -> None:
+        self.lacking = False
+        self.refused = threading.Event()
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
+    """Starts them until the test says otherwise."""
+    threads, start = Threads(), threading.Thread.start
+
+    def start_if_possible(thread: threading.Thread) -> None:
+        if threads.lacking and thread.name == "scaler-sensors":
+            threads.refused.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_possible)
+    return threads
+
+
+def test_a_slow_sensor_is_waited_for_where_no_other_thread_can_be_started(make: Make, threads: Threads) -> None:
+    """As while the machine swaps: the reading is whole, if late, and the loop goes on."""
+
+    def slow() -> Swap:
+        threads.refused.wait()
+        return Swap(8, 1)
+
+    swap = FakeSensor("swap", Swap(8, 0))
+    monitor = make(swap, FakeSensor())
+    listener = Listener(monitor)
+    monitor.start()
+    listener.reading()
+    threads.lacking, swap.answer = True, slow
+    for _ in range(2):
+        monitor.nudge()
+        reading = listener.reading()
+        assert (reading.swap, reading.memory, reading.missing) == (Swap(8, 1), MEMORY, ())
+    assert monitor.running
+
+
+def test_what_a_stuck_sensor_kept_from_being_asked_is_asked_as_soon_as_there_is_a_thread(
+    make: Make, threads: Threads
+) -> None:
+    """Without a doubled pause: nothing was wrong with it. Why it is missing is told."""
+    clock, stuck = Clock(), StuckSensor()
+
+    def stay() -> None:
+        threads.lacking = True
+        stuck.wait()
+
+    stuck.answer = stay
+    monitor = make(stuck, FakeSensor(), clock=clock, sensor_timeout_s=1.0)
+    listener = Listener(monitor)
+    monitor.start()
+    told = [listener.events.get(timeout=20) for _ in range(3)]
+    assert told[0] == SensorLost("gpus", "no answer within 1 s", NEVER_S)
+    assert told[1] == SensorLost("memory", NO_THREAD, NEVER_S)
+    clock.now += NEVER_S
+    assert monitor.read_now().missing == ("gpus", "memory")
+    threads.lacking = False
+    clock.now += NEVER_S
+    reading = monitor.read_now()
+    stuck.released.set()
+    assert (reading.memory, reading.missing) == (MEMORY, ("gpus",))
+
+
+def test_where_no_thread_can_be_started_at_all_every_sensor_is_missing_and_asked_again(
+    make: Make, threads: Threads
+) -> None:
+    """The monitor does not end of it, and sees the machine again once it can."""
+    threads.lacking = True
+    monitor = make(FakeSensor(), FakeSensor("swap", Swap(8, 1)), interval_s=1.0)
+    listener = Listener(monitor)
+    for _ in range(2):
+        assert monitor.read_now().missing == ("memory", "swap")
+    threads.lacking = False
+    reading = monitor.read_now()
+    assert (reading.memory, reading.swap, reading.missing) == (MEMORY, Swap(8, 1), ())
+    told = [event for event in listener.all() if not isinstance(event, ReadingTaken)]
+    lost = [SensorLost("memory", NO_THREAD, 1.0), SensorLost("swap", NO_THREAD, 1.0)]
+    assert told == [*lost, SensorRecovered("memory"), SensorRecovered("swap")]
 
 
 # ---------------------------------------------------------------- subscribers

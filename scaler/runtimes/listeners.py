@@ -82,11 +82,17 @@ def _meant(one: Listener, port: int, host: str | None) -> bool:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process has not ended; one that ended and was not yet waited for has."""
+    """Whether a process has not ended; one that ended and was not yet waited for has.
+
+    Where that cannot be told, it runs.
+    """
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+    except (psutil.AccessDenied, OSError):
+        # For want of descriptors, say.
+        return True
 
 
 async def gone_within(pid: int, seconds: float) -> bool:

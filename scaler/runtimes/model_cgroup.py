@@ -102,7 +102,8 @@ class ModelCgroup:
         """Why the kernel killed what was in it; None if it did not. Also when it is removed."""
         try:
             limited, killed = (_counter(self.path / name, key) for name, key in _COUNTERS)
-        except FileNotFoundError:
+        except OSError:
+            # It is removed, or cannot be read for want of descriptors.
             return self._why
         if killed and limited:
             self._why = (
@@ -181,10 +182,10 @@ def _own_group(proc: Path) -> Path:
 
 def _mounts(proc: Path) -> Iterator[tuple[PurePosixPath, Path]]:
     """Which group each mount of version 2 shows at its top, and where it is mounted. Source: proc_pid_mountinfo(5)."""
-    for line in _read(proc / "self" / "mountinfo").splitlines():
+    for line in _read(proc / "self" / "mountinfo").split("\n"):
         left, _, right = line.partition(" - ")
         if right.startswith("cgroup2 "):
-            root, mount = left.split()[3:5]
+            root, mount = left.split(" ")[3:5]
             yield PurePosixPath(root), Path(mount)
 
 
@@ -216,7 +217,8 @@ def _remove_empty(path: Path) -> None:
 
 
 def _read(path: Path) -> str:
-    return path.read_text()
+    # Names of groups and mount points may be of any bytes.
+    return os.fsdecode(path.read_bytes())
 
 
 def _write(path: Path, value: int | str) -> None:

@@ -7,6 +7,7 @@ requests are not asked for here but by `model_server`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ ASK_S = 10.0
 """Within this a server says what it has and what is loaded; a load has its own time."""
 ANSWER_LIMIT_BYTES = 16 * 1024**2
 """The longest answer that is read: a list of some thousand models."""
+LACKS_HERE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Why no connection can be begun at all: it says nothing of the server."""
 SHOWN = 200
 """The characters of a server's own words that a message shows."""
 
@@ -115,6 +118,11 @@ class Steering:
                 "url, or the server's certificate"
             ) from error
         except aiohttp.ClientConnectorError as error:
+            if error.os_error.errno in LACKS_HERE:
+                raise LevelUnavailable(
+                    f"{self.where}: {path} cannot be asked for ({why_unconnected(error)}); end some programs, or raise "
+                    "the limit on open files (ulimit -n)"
+                ) from error
             raise Unreachable(
                 f"{self.where}: nothing answers there ({why_unconnected(error)}); {self.start}"
             ) from error

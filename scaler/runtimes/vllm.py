@@ -40,8 +40,8 @@ SLEEPLESS = (
     "sent there with openai as the runtime"
 )
 FIGURE = re.compile(
-    # The last was gpu_cache_usage_perc once.
-    r"^vllm:(?:num_requests_(running|waiting)|(?:kv|gpu)_(cache)_usage_perc)\{[^}]*\} (\S+)",
+    # The last was gpu_cache_usage_perc once. What is NaN is not told.
+    r"^vllm:(?:num_requests_(running|waiting)|(?:kv|gpu)_(cache)_usage_perc)\{[^}]*\} ([0-9.]+(?:e[+-]?[0-9]+)?)",
     re.MULTILINE,
 )
 SLEEP_STATE = re.compile(r'^vllm:engine_sleep_state\{[^}]*sleep_state="(\w+)"[^}]*\} ([0-9.]+)', re.MULTILINE)

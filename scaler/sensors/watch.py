@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
 
-from scaler.errors import ScalerError
+from scaler.errors import ScalerError, SensorFailed
 from scaler.sensors import Sensor
 
 T = TypeVar("T")
@@ -60,6 +60,16 @@ class SensorRecovered:
     sensor: str
 
 
+class NoThread(SensorFailed):
+    """A sensor was not asked, since no thread could be started for that: no fault of its own."""
+
+    def __init__(self, cause: RuntimeError) -> None:
+        super().__init__(
+            f"not asked, because no thread could be started ({cause}); memory is short, or this user may have no more "
+            "processes (ulimit -u)"
+        )
+
+
 class Question(NamedTuple):
     """A sensor to be read, and the place for what it answers."""
 
@@ -78,9 +88,8 @@ class Worker:
         self._questions: SimpleQueue[Question | None] = SimpleQueue()
         self._answers: list[Future[object]] = []
         self._predecessors: list[Worker] = []
-        # A daemon: a stuck driver may not keep Python from ending.
-        self._thread = threading.Thread(target=self._work, name="scaler-sensors", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        self._irreplaceable: NoThread | None = None
 
     @property
     def busy(self) -> bool:
@@ -88,20 +97,42 @@ class Worker:
         return any(not answer.done() for answer in self._answers)
 
     def put(self, question: Question) -> None:
-        """Have the question answered after those before it."""
+        """Have the question answered after those before it; by NoThread where no thread can be started for them."""
+        if self._thread is None:
+            try:
+                self._begin()
+            except RuntimeError as error:
+                question.answer.set_exception(NoThread(error))
+                return
         self._answers = [answer for answer in self._answers if not answer.done()]
         self._answers.append(question.answer)
         self._questions.put(question)
 
     def replace(self) -> Worker:
-        """Move the questions that were not begun to a new worker and return it; this one ends with its own."""
+        """Move the questions that were not begun to a new worker and return it; this one ends with its own.
+
+        Where no thread can be started, all stays as it is, and this one is returned.
+        """
         successor = Worker()
-        successor._predecessors = [worker for worker in (*self._predecessors, self) if worker._thread.is_alive()]
+        try:
+            successor._begin()
+        except RuntimeError as error:
+            self._irreplaceable = NoThread(error)
+            return self
+        successor._predecessors = [
+            worker for worker in (*self._predecessors, self) if worker._thread is not None and worker._thread.is_alive()
+        ]
         for question in self._drain():
             self._answers.remove(question.answer)
             successor.put(question)
         self._questions.put(None)
         return successor
+
+    def give_up(self) -> None:
+        """Have the questions that were not begun answered by why they were not, if this one could not be replaced."""
+        if self._irreplaceable is not None:
+            for question in self._drain():
+                question.answer.set_exception(self._irreplaceable)
 
     def retire(self) -> None:
         """Drop the questions that were not begun and end, as those replaced before; return when all have ended.
@@ -112,8 +143,15 @@ class Worker:
             question.answer.cancel()
         self._questions.put(None)
         for worker in (*self._predecessors, self):
-            if not worker.busy:
+            if worker._thread is not None and not worker.busy:
                 worker._thread.join()
+
+    def _begin(self) -> None:
+        """Start the thread; raises RuntimeError for want of memory, or of processes that this user may have."""
+        # A daemon: a stuck driver may not keep Python from ending.
+        thread = threading.Thread(target=self._work, name="scaler-sensors", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def _drain(self) -> Iterator[Question]:
         while True:
@@ -175,19 +213,42 @@ class Watch:
     def judge(self, answer: Future[object], now: float, timeout_s: float) -> SensorLost | SensorRecovered | None:
         """Note what became of the question after at most ``timeout_s`` seconds; return what there is to tell."""
         was_lost = self.lost
-        error = answer.exception() if answer.done() else TimeoutError(f"no answer within {timeout_s:g} s")
+        error = self._fault(answer, timeout_s)
         self.lost = error is not None
         if error is None:
             self._pause_s = self._first_pause_s
             return SensorRecovered(self.name) if was_lost else None
-        pause_s = self._postpone(now)
+        pause_s = self._first_pause_s if isinstance(error, NoThread) else self._postpone(now)
         if was_lost:
             return None
         reason = str(error) if isinstance(error, ScalerError | TimeoutError) else f"{type(error).__name__}: {error}"
         return SensorLost(self.name, reason, pause_s)
+
+    def _fault(self, answer: Future[object], timeout_s: float) -> BaseException | None:
+        if not answer.done():
+            return TimeoutError(f"no answer within {timeout_s:g} s")
+        if (error := answer.exception()) is not None:
+            return error
+        where = _no_number(answer.result())
+        return None if where is None else SensorFailed(f"it answered what is no number: {self.name}{where}")
 
     def _postpone(self, now: float) -> float:
         pause_s = min(self._pause_s, self._pause_max_s)
         self._pause_s = pause_s * 2
         self._retry_at = now + pause_s
         return pause_s
+
+
+def _no_number(value: object) -> str | None:
+    """Which figure in a part of a reading is NaN or infinite, as ``.busy_ratio is nan``; None where none is."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f" is {value}"
+    if isinstance(value, tuple):
+        for position, one in enumerate(value):
+            if (where := _no_number(one)) is not None:
+                return f"[{position}]{where}"
+    # Not by `fields`, which makes a tuple each time, and this is done with every reading.
+    for name in getattr(value, "__dataclass_fields__", ()):
+        if (where := _no_number(getattr(value, name))) is not None:
+            return f".{name}{where}"
+    return None

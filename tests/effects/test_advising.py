@@ -114,3 +114,25 @@ def test_whoever_asks_is_told_that_it_takes_too_long() -> None:
     with pytest.raises(ScalerError, match=r"took more than 0\.01 s"):
         asyncio.run(adviser.advise(0.01))
     slow.may_end.set()
+
+
+def test_a_look_that_cannot_begin_is_told_and_the_next_one_begins() -> None:
+    """No thread is to be had while memory is short; a moment later there is advice again, without a restart."""
+    refusals = [RuntimeError("can't start new thread")]
+
+    def aside(look: Callable[[], None]) -> None:
+        if refusals:
+            raise refusals.pop()
+        advising.in_a_thread(look)
+
+    slow = Slow()
+    slow.may_end.set()
+    adviser = Adviser(scaler_with(0).room, slow, {}, LADDER, lambda: False, aside)
+
+    async def body() -> None:
+        with pytest.raises(ScalerError, match="cannot begin: can't start new thread; try again"):
+            await adviser.advise(10)
+        assert (await adviser.advise(10)).state == "small"
+
+    asyncio.run(body())
+    assert slow.taken == 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -104,3 +105,65 @@ def test_what_comes_while_it_ends_is_refused(thread: LoopThread) -> None:
         assert not stopping.done()
         may_end.set()
         stopping.result(10)
+
+
+class Watched:
+    """A lock that tells when somebody has to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock, self.waited_for = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.waited_for.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_what_comes_at_the_moment_of_its_end_is_told_so_too(
+    thread: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was found running, and before the work is handed over somebody ends it: nobody would do it any more."""
+    taking = Watched()
+    thread._taking = taking  # type: ignore[assignment]
+    found_running = threading.Event()
+    hand_over = asyncio.run_coroutine_threadsafe
+
+    def late(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> Future[Any]:
+        monkeypatch.undo()
+        found_running.set()
+        # Until whoever ends it has done so, or has to wait.
+        assert taking.waited_for.wait(10)
+        return hand_over(work, loop)
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", late)
+
+    def stop() -> None:
+        thread.stop()
+        taking.waited_for.set()
+
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(thread.call, asyncio.Event().wait())
+        assert found_running.wait(10)
+        stopping = pool.submit(stop)
+        failure = call.exception(10)
+        stopping.result(10)
+    assert isinstance(failure, ScalerError)
+    assert "was shut down" in str(failure)
+
+
+def test_the_loop_may_take_work_from_itself_but_not_wait_for_its_own_end(thread: LoopThread) -> None:
+    """Neither may hang: what runs on the loop keeps all the rest from running."""
+
+    async def one() -> int:
+        return 1
+
+    async def body() -> int:
+        with pytest.raises(ScalerError, match="from another thread"):
+            thread.stop()
+        return await asyncio.wrap_future(thread.submit(one()))
+
+    assert thread.submit(body()).result(10) == 1
+    assert thread.running

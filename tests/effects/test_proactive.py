@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from scaler.monitor import ResourceMonitor
 from scaler.performance import AnswerSample
 from scaler.policy import Policy
 from scaler.proactive import Event, ProactiveScaler, RoomBeside
-from scaler.readings import Memory, Reading
+from scaler.readings import Memory, ModelLoad, Pressure, Reading, Stall
 
 LADDER = Ladder(
     [
@@ -231,6 +232,37 @@ def test_every_decision_is_in_the_journal_with_its_context(tmp_path: Path) -> No
     assert guards["fits_below_band"] is True
     assert records[3]["took_s"] == 0.0
     assert json.dumps(records)
+
+
+def test_a_figure_that_is_no_number_costs_neither_the_record_nor_the_event(tmp_path: Path) -> None:
+    """As of a sensor of one's own; a journal is JSON, which has no word for it."""
+    journal = Journal(tmp_path / "journal.jsonl")
+    bench = Bench(journal)
+    bench.clock.now_s += 1.0
+    load = ModelLoad(1, 0, math.nan)
+    stall = Pressure(Stall(0.0, math.inf))
+    bench.scaler.observe(Reading(bench.clock.now_s, None, Memory(TOTAL, TOTAL), 0, pressure=stall, model=load))
+    journal.close()
+    assert [type(event) for event in bench.events] == [DecisionMade, SwitchDone]
+    decision, _ = read(journal.path)
+    assert decision["dest"] == "small"
+    assert decision["reading"]["memory"] == {"total_bytes": TOTAL, "available_bytes": TOTAL, "limited_by": "machine"}
+    assert decision["reading"]["model"] == {"running": 1, "waiting": 0, "cache_ratio": None}
+    assert decision["reading"]["pressure"]["memory"] == {"some_avg10_ratio": 0.0, "full_avg10_ratio": None}
+    assert "nan" not in journal.path.read_text().lower()
+
+
+def test_an_event_that_cannot_be_recorded_is_told_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever loads models has to hear of the decision, whatever the clock of people says."""
+    journal = Journal(tmp_path / "journal.jsonl")
+    bench = Bench(journal)
+    bench.scaler._wall_clock = lambda: 1e18
+    bench.read(2.0)
+    assert [type(event) for event in bench.events] == [DecisionMade, SwitchDone]
+    assert "the journal lacks a record of DecisionMade" in caplog.text
+    assert "Traceback" in caplog.text
 
 
 def test_a_subscriber_that_raises_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from scaler.assembly import Parts, assemble, put_together
+from scaler.cli.run import reload_as_asked
 from scaler.errors import ConfigError, LevelUnavailable, QueueFull
 from scaler.events import PinChanged, Reconfigured
 from scaler.journal import Journal, read
@@ -300,6 +301,32 @@ def test_a_refusal_that_nobody_waits_for_any_more_is_told_once(
     gc.collect()
     assert caplog.text.count("the configuration is refused, and nothing changes") == 2
     assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+
+
+def test_a_daemon_outlives_a_reload_that_fails_as_nobody_foresaw(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SIGHUP ended it, and every answer with it. It is told once, with where it came from, and the next one applies."""
+    (tmp_path / "a.gguf").write_bytes(b"none")
+    config = tmp_path / "scaler.yaml"
+    written = "ladder: [{name: a, model: a.gguf, ram_gib: 1}]\njournal: {path: journal.jsonl}\n"
+    config.write_text(written)
+    failures = [ZeroDivisionError("no reload was ever meant to divide")]
+
+    def failing(settings: Settings, running: Parts | None) -> Parts:
+        if running is not None and failures:
+            raise failures.pop()
+        return put_together(settings, running)
+
+    signals = iter((True, True, False))
+    with ModelManager(config, surroundings=Surroundings(put_together=failing)) as manager:
+        config.write_text(f"{written}queue: {{limit: 7}}\n")
+        reload_as_asked(manager, lambda: next(signals))
+        assert manager.settings.queue.limit == 7
+    (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "failed unexpectedly" in told.getMessage()
+    assert told.exc_info is not None
+    assert told.exc_info[0] is ZeroDivisionError
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from scaler.errors import LevelUnavailable, RequestRejected
 from scaler.level_settings import VllmLevel
 from scaler.levels import GIB
 from scaler.readings import ModelLoad
+from scaler.runtimes import vllm
 from scaler.runtimes.protocol import TellsItsLoad
 from scaler.runtimes.vllm import VllmModel, VllmRuntime
 from scaler.sensors.gpu import GpuSensor
@@ -285,11 +286,12 @@ def test_what_falls_asleep_is_our_own_until_it_sleeps(card: Path) -> None:
         async def body() -> None:
             runtime = VllmRuntime()
             model = await runtime.load(level(server), lambda _: None)
-            server.set(sleep_s=0.5)
+            server.set(sleep_s=60.0)
             unloading = asyncio.create_task(model.unload())
             while not any(path.startswith("/sleep") for path, _ in server.requests):
                 await asyncio.sleep(0.01)
             assert own(runtime) == (2 * GIB, GIB)
+            server.set(sleep_s=0.0)
             await unloading
             assert own(runtime) == (GIB + 2**26, 0)
 
@@ -303,11 +305,12 @@ def test_a_load_that_is_given_up_leaves_the_server_asleep(card: Path) -> None:
         async def body() -> None:
             runtime = VllmRuntime()
             await runtime.release(level(server))
-            server.set(wake_s=0.5)
+            server.set(wake_s=60.0)
             loading = asyncio.create_task(runtime.load(level(server), lambda _: None))
             while not any(path == "/wake_up" for path, _ in server.requests):
                 await asyncio.sleep(0.01)
             loading.cancel()
+            server.set(wake_s=0.0)
             with pytest.raises(asyncio.CancelledError):
                 await loading
             assert not runtime.pids()
@@ -332,3 +335,24 @@ def test_how_busy_the_server_is_is_heard(card: Path) -> None:
                 watch.cancel()
 
         asyncio.run(body())
+
+
+@pytest.mark.parametrize("figure", ["running", "cache"])
+@pytest.mark.parametrize("value", ["NaN", "+Inf"])
+def test_a_figure_that_is_no_number_is_not_told(figure: str, value: str) -> None:
+    """Nor does it end the watch over the server."""
+    told = {"running": "1.0", "waiting": "0.0", "cache": "2.5e-05"}
+
+    def metrics() -> str:
+        return "".join(
+            f'vllm:{name}{{engine="0",model_name="tiny"}} {told[key]}\n'
+            for key, name in [
+                ("running", "num_requests_running"),
+                ("waiting", "num_requests_waiting"),
+                ("cache", "kv_cache_usage_perc"),
+            ]
+        )
+
+    assert vllm._load(metrics()) == ModelLoad(1, 0, 2.5e-05)
+    told[figure] = value
+    assert vllm._load(metrics()) is None

@@ -390,7 +390,7 @@ class _Engine:
         async with self._asked():
             # One that sleeps already sleeps no deeper, whatever it says of itself then.
             if level and "weights" not in self.asleep:
-                await asyncio.sleep(self._knobs().sleep_s)
+                await self._takes(lambda knobs: knobs.sleep_s)
                 if self._knobs().sleep_fails:
                     raise _failed("sleep", "Memory usage increased after sleeping.")
                 self._hold(set(TAGS))
@@ -405,7 +405,7 @@ class _Engine:
             back = set(self.asleep if named is None else named)
             # With a tag among them that does not sleep, nothing is woken.
             if back and back <= self.asleep:
-                await asyncio.sleep(self._knobs().wake_s)
+                await self._takes(lambda knobs: knobs.wake_s)
                 try:
                     self._hold(self.asleep - back)
                 except MemoryError:
@@ -417,6 +417,12 @@ class _Engine:
                 self._pause, self.level = "", None
                 self._tell()
             return not self.asleep
+
+    async def _takes(self, seconds: Callable[[Knobs], float]) -> None:
+        """Have so much time pass; the test may make it less or more meanwhile."""
+        began = time.monotonic()
+        while time.monotonic() < began + seconds(self._knobs()):
+            await asyncio.sleep(0.01)
 
     async def reload_weights(self) -> bool:
         """Read the weights again; False where there is no memory to read them into."""
