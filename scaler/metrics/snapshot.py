@@ -81,9 +81,7 @@ def _levels(status: Status) -> Iterator[Metric]:
     names = (OFF, *status.projected)
     yield _states("scaler_level", "1 for the level that serves, else 0; off stands for none.", names, status.serving)
     yield _states("scaler_level_target", "1 for the level that is meant to serve, else 0.", names, status.state)
-    yield _states(
-        "scaler_level_pinned", "1 for the level that a person pinned, else 0.", tuple(status.projected), status.pinned
-    )
+    yield _states("scaler_level_pinned", "1 for the level that a person pinned, else 0.", names, status.pinned)
     yield _one("scaler_switching", "1 while a switch is in progress, else 0.", not status.settled)
     yield InfoMetricFamily(
         "scaler_tier", "The class of machine that applies.", {"tier": status.tier} if status.tier is not None else None

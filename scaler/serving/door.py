@@ -95,7 +95,7 @@ class Door:
 
     def _check_origin(self, request: web.Request) -> None:
         origins = request.headers.getall("Origin", [])
-        if not origins and request.headers.get("Sec-Fetch-Site", "none").strip().lower() not in _FOREIGN:
+        if not origins and (_fetched(request, "Site", "none") not in _FOREIGN or _follows_link(request)):
             return
         if self._allowed(request) or (len(origins) == 1 and _is_own(origins[0], request.headers.get("Host", ""))):
             return
@@ -118,6 +118,24 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _follows_link(request: web.Request) -> bool:
+    """Whether somebody goes to the page, by another site's link or its script: into a tab of its own, in no frame.
+
+    The site that sends them reads nothing of it, and there is nothing of this machine in it.
+    """
+    return (
+        request.method == "GET"
+        and request.raw_path == "/"
+        and _fetched(request, "Mode") == "navigate"
+        and _fetched(request, "Dest") == "document"
+    )
+
+
+def _fetched(request: web.Request, what: str, default: str = "") -> str:
+    """What a browser says of how a request came about: no script can set it."""
+    return request.headers.get(f"Sec-Fetch-{what}", default).strip().lower()
 
 
 def _preflight(request: web.Request) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,11 @@ HISTORY_S = 30.0
 """After so long the past is asked for anew, though nothing happened: the picture of an hour has columns of a minute."""
 ADVICE_S = 60.0
 """After so long the suggestions are asked for anew: what other programs hold changes without an event."""
+STATUS = (
+    *("pinned", "tier", "reading", "usage", "effective", "projected", "policy", "performance", "outlooks", "loading"),
+    *("settled", "answering", "waiting", "not_permitted", "why", "next.then"),
+)
+"""What is read of the daemon's answer to ``/status``, beside what every daemon's has."""
 CHANGES_ADVICE = {"status", "switched", "advised", "pin", "reconfigured"}
 """The events after which other suggestions may be due."""
 
@@ -86,10 +91,10 @@ class Link:
     def _pin(self, level: str | None) -> None:
         try:
             if level is None:
-                self._daemon.ask("/pin", method="DELETE")
+                self._daemon.ask("/pin", (), method="DELETE")
                 self._say(Answer("unpinned: scaler decides again"))
             else:
-                self._daemon.ask("/pin", method="PUT", body={"level": level})
+                self._daemon.ask("/pin", (), method="PUT", body={"level": level})
                 self._say(Answer(f"pinned to {level}; u unpins"))
         except DaemonUnreachable as error:
             self._say(Answer(one_line(str(error))))
@@ -113,19 +118,19 @@ class Link:
         if kind == "reading" and now_s - self._status_at_s < STATUS_S:
             return
         if kind != "reading" or now_s - self._history_at_s >= HISTORY_S:
-            self._history = self._ask("/history?last_s=3600")
+            self._history = self._ask("/history?last_s=3600", ("now", "points", "events"))
             self._history_at_s = now_s
         if kind in CHANGES_ADVICE or now_s - self._advice_at_s >= ADVICE_S:
-            self._advice = self._ask("/advice")
+            self._advice = self._ask("/advice", ("suggestions", "reason", "lacking"))
             self._advice_at_s = now_s
         # Last, so that it is the youngest: it has the time that is counted down.
-        status = clean(self._daemon.status())
+        status = clean(self._daemon.status(STATUS))
         self._status_at_s = self._clock()
         self._say(Known(status, self._history, self._advice, self._status_at_s))
 
-    def _ask(self, path: str) -> dict[str, Any]:
+    def _ask(self, path: str, keys: Sequence[str]) -> dict[str, Any]:
         try:
-            return dict(clean(self._daemon.ask(path)))
+            return dict(clean(self._daemon.ask(path, keys)))
         except DaemonUnreachable:
             raise
         except ScalerError as error:

@@ -54,8 +54,12 @@ def _standing(status: dict[str, Any], name: str, passed_s: float) -> str:
     """How a level stands, in a few words."""
     names = [OFF, *status["projected"]]
     if name == status["serving"]:
+        if status["state"] == OFF and not status["settled"]:
+            return "unloading" if name == OFF else "is being unloaded"
         return "serves" if name != OFF else "nothing is loaded"
     if name == status["state"]:
+        if name == OFF:
+            return "comes next"
         loaded = status["loading"].get(name)
         return "is being loaded" + ("" if loaded is None else f", {_whole(loaded)}")
     if names.index(name) < names.index(status["state"]):

@@ -232,6 +232,57 @@ def test_a_foreign_page_can_neither_ask_nor_change_anything(serving: Running, he
         assert manager.scaler.status().pinned is None
 
 
+FOLLOWED = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+"""What a browser sends when somebody follows a link of another site."""
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_whoever_follows_another_sites_link_gets_the_page(serving: Running, token_file: Path, site: str) -> None:
+    """From a README, a wiki, Grafana: its words, and with a token as without one nothing of the machine."""
+    for server in ({}, {"token_file": str(token_file)}):
+        with (
+            serving(server=server) as (url, _, _),
+            asked(url, "/", FOLLOWED | {"Sec-Fetch-Site": site, "Sec-Fetch-User": "?1"}) as answer,
+        ):
+            assert (answer.status, answer.getheader("Content-Type")) == (200, "text/html; charset=utf-8")
+            assert "frame-ancestors 'none'" in str(answer.getheader("Content-Security-Policy"))
+            assert answer.getheader("Cross-Origin-Opener-Policy") == "same-origin"
+            assert answer.getheader("Access-Control-Allow-Origin") is None
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("GET", "/", {"Sec-Fetch-Dest": "iframe"}),
+        ("GET", "/", {"Sec-Fetch-Dest": "object"}),
+        ("GET", "/", {"Sec-Fetch-Dest": "empty", "Sec-Fetch-Mode": "no-cors", "Sec-Purpose": "prefetch"}),
+        ("GET", "/", {"Sec-Fetch-Mode": "cors"}),
+        ("GET", "/", {"Origin": "null"}),
+        ("GET", "/", {"Origin": "https://evil.example"}),
+        ("GET", "/", {"Host": "evil.example"}),
+        ("GET", "/?level=small", {}),
+        ("GET", "//", {}),
+        ("GET", "/status", {}),
+        ("GET", "/v1/models", {}),
+        ("GET", "/api/tags", {}),
+        ("GET", "/events", {}),
+        ("GET", "/history", {}),
+        ("GET", "/metrics", {}),
+        ("GET", "/page/page.js", {}),
+        ("HEAD", "/", {}),
+        ("POST", "/", {}),
+        ("POST", "/reload", {}),
+        ("DELETE", "/pin", {}),
+    ],
+)
+def test_a_link_leads_to_the_page_and_nowhere_else(
+    serving: Running, method: str, path: str, headers: dict[str, str]
+) -> None:
+    """No frame, no fetching ahead, no form that is sent, no other route, and no name that was made to lead here."""
+    with serving() as (url, _, _):
+        assert status(url, path, FOLLOWED | headers, method=method) == 403
+
+
 def test_its_own_pages_and_plain_programs_come_in(serving: Running) -> None:
     """A page of the same origin, a person who types the address, curl without a header."""
     with serving() as (url, _, watch):
@@ -487,7 +538,7 @@ def test_our_own_commands_find_the_token_and_the_certificate(
 
 
 def test_a_certificate_that_cannot_be_used_is_told(running: Running, certificate: tuple[Path, Path]) -> None:
-    """Also a key that a password protects: nobody is asked for it."""
+    """With file and line; also a key that a password protects: nobody is asked for it."""
     cert, key = certificate
     locked = key.with_name("locked.pem")
     subprocess.run(
@@ -498,6 +549,9 @@ def test_a_certificate_that_cannot_be_used_is_told(running: Running, certificate
     for wrong in (locked, cert, key.with_name("none.pem")):
         with (
             running(server={"tls": {"certificate": str(cert), "key": str(wrong)}}) as (manager, _),
-            pytest.raises(ConfigError, match=r"server\.tls: .*cannot be used"),
+            pytest.raises(ConfigError) as raised,
         ):
             Endpoint(manager, "127.0.0.1", 0)
+        lines = Path(manager.settings.file).read_text().splitlines()
+        line = next(number for number, text in enumerate(lines, start=1) if "tls:" in text)
+        assert str(raised.value).startswith(f"{manager.settings.file}:{line}: server.tls: {cert} and {wrong} cannot be")

@@ -7,7 +7,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,12 +15,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import ConsoleMessage, Page, expect
+from playwright.sync_api import ConsoleMessage, Page, Route, expect
 
+from scaler.events import DecisionMade
 from scaler.manager import ModelManager
 from scaler.serving.app import Endpoint
 from tests.end_to_end.browser import CHROMIUM, chromium
 from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine, Watch
+from tests.end_to_end.test_endpoint import MESSAGES, client
 from tests.end_to_end.test_ladder import settles_at
 
 Serving = Callable[..., Any]
@@ -137,6 +139,152 @@ def test_a_level_is_pinned_with_the_keyboard_alone(serving: Serving, seen: Seen)
 
 
 @needs_chromium
+def test_a_pin_to_off_is_let_go_with_the_keyboard_alone(serving: Serving, seen: Seen) -> None:
+    """No level has a button for it. Where the focus goes then, a screen reader says what has come of it."""
+    page = seen.page
+    with serving(levels=("small",)) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        page.goto(url)
+        unpin = page.get_by_role("button", name="Unpin")
+        expect(page.locator("#ladder-note")).to_have_text("the machine decides")
+        expect(unpin).to_have_count(0)
+        manager.scaler.pin("off")
+        expect(page.locator("#ladder-note")).to_have_text("a person pinned off")
+        expect(unpin).to_have_accessible_name("Unpin: let the machine decide")
+        expect(page.locator("#level")).to_have_text("off")
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.textContent") == "Unpin":
+                break
+        page.keyboard.press("Enter")
+        expect(page.locator("#ladder-note")).to_have_text("the machine decides")
+        expect(page.locator("#ladder-note")).to_be_focused()
+        expect(unpin).to_have_count(0)
+        expect(page.locator("#level")).not_to_have_text("off")
+        assert manager.scaler.status().pinned is None
+        assert seen.complaints == []
+
+
+@needs_chromium
+def test_while_a_switch_goes_on_it_says_what_answers_and_what_goes(serving: Serving, seen: Seen) -> None:
+    """The new level answers as soon as it is loaded; an answer of the one before it goes on beside it until it ends."""
+    page = seen.page
+    limits = {"drain_seconds": 300.0, "drain_tokens": 100_000}
+    with serving(levels=("small", "medium"), policy=limits) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "medium")
+        page.goto(url)
+        shown, tag = page.locator("#level"), page.locator("#level-tag")
+        rungs = page.locator(".rung")
+        expect(shown).to_have_text("medium")
+        expect(tag).to_be_hidden()
+        endless = {"ignore_eos": True}
+        with closing(
+            client(url).chat.completions.create(model="auto", messages=MESSAGES, stream=True, extra_body=endless)
+        ) as answer:
+            next(iter(answer))
+            manager.scaler.pin("small")
+            watch.until(lambda: manager.scaler.status().serving == "small", "small to answer")
+            assert not manager.scaler.status().settled
+            expect(shown).to_have_text("small")
+            expect(tag).to_have_text("finishing the switch")
+            expect(page.locator("#why li").first).to_contain_text("a person pinned small")
+            expect(rungs.first).to_have_text("mediumfits")
+            expect(rungs.last).to_have_text("smallanswers now")
+        settles_at(manager, watch, "small")
+        expect(tag).to_have_text("pinned")
+        with closing(
+            client(url).chat.completions.create(model="auto", messages=MESSAGES, stream=True, extra_body=endless)
+        ) as answer:
+            next(iter(answer))
+            manager.scaler.pin("off")
+            expect(shown).to_have_text("small")
+            expect(tag).to_have_text("being unloaded")
+            expect(rungs.last).to_have_text("smallbeing unloaded")
+        settles_at(manager, watch, "off")
+        expect(shown).to_have_text("off")
+        expect(tag).to_have_text("pinned")
+        expect(rungs.last).to_have_text("smallfits")
+        assert seen.complaints == []
+
+
+@needs_chromium
+def test_other_hours_that_are_asked_for_meanwhile_are_asked_for_after(
+    serving: Serving, tmp_path: Path, seen: Seen
+) -> None:
+    """An answer that is on its way is of other hours: nothing of it is shown below the new title."""
+    page = seen.page
+    (tmp_path / "journal.jsonl").write_text(
+        switches(datetime.now(UTC).timestamp() - 7200, ("off", "large", "up", "two hours ago"))
+    )
+    held: list[Route] = []
+    with serving(levels=("small",)) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        page.goto(url)
+        events = page.locator("#events")
+        expect(events).to_contain_text("off → small")
+        lately = re.compile(r"/history\?last_s=")
+        page.route(lately, lambda route: held.append(route))
+        with page.expect_request(lately):
+            manager.scaler.unpin()
+        page.get_by_role("button", name="6 h").click()
+        expect(page.locator("#hour-title")).to_have_text("The last 6 hours")
+        late = held[0].fetch().json()
+        late["events"][-1] |= {"event": "decision", "what": "of the last hour only"}
+        with page.expect_request(re.compile(r"/history\?last_s=21600$")):
+            held[0].fulfill(json=late)
+        expect(events).not_to_contain_text("of the last hour only")
+        held[1].continue_()
+        expect(events).to_contain_text("off → large")
+        expect(page.locator(".mark")).to_have_count(2)
+        page.unroute_all()
+        assert seen.complaints == []
+
+
+@needs_chromium
+def test_since_when_it_is_this_level_is_right_after_a_night_asleep(serving: Serving, seen: Seen) -> None:
+    """The monotonic clock stood still then; the journal knows, also once it was hours ago. And it was not today."""
+    page = seen.page
+    slept_s, long_ago = 30 * 3600, False
+
+    def status(route: Route) -> None:
+        told = route.fetch().json()
+        told["reading"]["wall_s"] += slept_s
+        route.fulfill(json=told)
+
+    def history(route: Route) -> None:
+        told = route.fetch().json()
+        told["now"] += slept_s
+        route.fulfill(json=told | ({"events": []} if long_ago else {}))
+
+    with serving(levels=("small",)) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        (decided,) = [event for event in watch.told() if isinstance(event, DecisionMade)]
+        since = page.locator("#why li").last
+        page.goto(url)
+        expect(since).to_have_text(f"since {at(decided.wall_s):%H:%M:%S}")
+        page.route("**/status", status)
+        page.route(re.compile(r"/history\?last_s="), history)
+        page.reload()
+        then = re.compile(f"^since {at(decided.wall_s):%a,? {at(decided.wall_s).day} %b.?, %H:%M:%S}$")
+        expect(since).to_have_text(then)
+        long_ago = True
+        manager.scaler.unpin()
+        expect(page.locator("#events")).to_have_text("nothing in this time")
+        expect(since).to_have_text(then)
+        page.unroute_all(behavior="wait")
+        assert seen.complaints == []
+
+
+def at(wall_s: float) -> datetime:
+    """Then, by the clock on the wall."""
+    return datetime.fromtimestamp(wall_s, UTC).astimezone()
+
+
+@needs_chromium
 def test_what_cannot_be_pinned_is_refused_with_the_reason(serving: Serving, machine: Machine, seen: Seen) -> None:
     """In the daemon's words."""
     machine.other_bytes = 3200 * MIB
@@ -210,6 +358,62 @@ def test_it_says_that_the_daemon_is_gone_and_goes_on_with_the_next_one(
         manager.scaler.pin("small")
         expect(page.locator("#level")).to_have_text("small")
     assert [said for said in seen.complaints if "ERR_" not in said] == []
+
+
+@needs_chromium
+def test_that_the_daemon_is_gone_is_read_aloud_once(running: Callable[..., Any], seen: Seen) -> None:
+    """And not with every second until the next try. Of a day that is over, what is shown is said to be."""
+    page = seen.page
+    with daemon(running) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "large")
+        page.goto(url)
+        expect(page.locator("#level")).to_have_text("large")
+    alert = page.get_by_role("alert").filter(has_text="The daemon does not answer.")
+    expect(alert).to_have_text(re.compile(r"^The daemon does not answer\. What is shown is of \d\d:\d\d:\d\d\.$"))
+    alert.evaluate("""alert => {
+        window.spoken = 0;
+        const all = { subtree: true, childList: true, characterData: true, attributes: true };
+        new MutationObserver(changes => { window.spoken += changes.length; }).observe(alert, all);
+    }""")
+    left = page.locator("#gone-left")
+    expect(left).to_have_attribute("aria-live", "off")
+    for _ in range(3):
+        expect(left).to_have_text(re.compile(r"^Trying again in \d+ s\.$"))
+        expect(left).not_to_have_text(left.inner_text())
+    assert page.evaluate("window.spoken") == 0
+    page.evaluate("{ const now = Date.now; Date.now = () => now() + 48 * 3600 * 1000; }")
+    expect(alert).to_have_text(re.compile(r" is of \w{3},? \d+ \w{3,4}, \d\d:\d\d:\d\d\.$"))
+    assert [said for said in seen.complaints if "ERR_" not in said] == []
+
+
+@needs_chromium
+def test_a_link_on_another_site_opens_the_page_and_nothing_else(serving: Serving, tmp_path: Path) -> None:
+    """And the site that it stands on gets no hold of it, where it opens it by itself either."""
+    site = "https://wiki.example/"
+    with (
+        serving(levels=("small",)) as (url, manager, watch),
+        chromium(tmp_path / "profile") as context,
+    ):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "small")
+        page = context.pages[0]
+        links = f'<a href="{url}/">the page</a> <a href="{url}/status">the state</a>'
+        page.route(site, lambda route: route.fulfill(content_type="text/html", body=links))
+        page.goto(site)
+        with page.expect_response(f"{url}/status") as followed:
+            page.get_by_role("link", name="the state").click()
+        assert followed.value.status == 403
+        page.goto(site)
+        with page.expect_popup() as opened:
+            page.evaluate("url => { window.won = open(url); }", f"{url}/")
+        expect(opened.value.locator("#level")).to_have_text("small")
+        assert opened.value.evaluate("window.opener") is None
+        assert page.evaluate("window.won.closed"), "it is out of reach"
+        page.get_by_role("link", name="the page").click()
+        expect(page.locator("#level")).to_have_text("small")
+        page.reload()
+        expect(page.locator("#level")).to_have_text("small")
 
 
 @needs_chromium

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from scaler.top.link import Link
 from scaler.top.told import wrapped
 from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine, Watch
 from tests.end_to_end.test_door import make_certificate
+from tests.end_to_end.test_endpoint import MESSAGES, client
 from tests.end_to_end.test_ladder import settles_at
 
 Serving = Callable[..., Any]
@@ -125,6 +127,42 @@ def test_a_pin_that_is_refused_is_told(serving: Serving, machine: Machine) -> No
             assert manager.scaler.status().pinned is None
 
         seen(url, look)
+
+
+def test_while_a_switch_goes_on_it_says_what_answers_and_what_goes(serving: Serving) -> None:
+    """The new level as soon as it answers, though an answer of the one before goes on; and off is nothing to load."""
+    limits = {"drain_seconds": 300.0, "drain_tokens": 100_000}
+
+    async def cut_over(pilot: Pilot[None]) -> None:
+        text = await says(pilot, "small is the level now; pinned to small", "1 running", "▶1 small", " 2 medium")
+        assert re.search(r"▶1 small +at [\d.]+ % +serves", text)
+        assert re.search(r" 2 medium +at [\d.]+ % +not allowed now", text)
+
+    async def unloading(pilot: Pilot[None]) -> None:
+        text = await says(pilot, "off is the level now: small is let go; pinned to off", "▶1 small", " 0 off")
+        assert re.search(r"▶1 small +at [\d.]+ % +is being unloaded", text)
+        assert re.search(r" 0 off +comes next", text)
+
+    async def unloaded(pilot: Pilot[None]) -> None:
+        text = await says(pilot, "off is the level now: nothing is loaded", "▶0 off")
+        assert re.search(r"▶0 off +nothing is loaded", text)
+
+    with serving(levels=("small", "medium"), policy=limits) as (url, manager, watch):
+        manager.scaler.want(True)
+        settles_at(manager, watch, "medium")
+        for level, look in (("small", cut_over), ("off", unloading)):
+            with closing(
+                client(url).chat.completions.create(
+                    model="auto", messages=MESSAGES, stream=True, extra_body={"ignore_eos": True}
+                )
+            ) as answer:
+                next(iter(answer))
+                manager.scaler.pin(level)
+                watch.until(lambda: manager.scaler.status().serving == "small", "small to answer")
+                assert not manager.scaler.status().settled
+                seen(url, look)
+            settles_at(manager, watch, level)
+        seen(url, unloaded)
 
 
 def test_it_says_when_the_daemon_is_gone_and_comes_back_with_it(running: Serving, machine: Machine) -> None:

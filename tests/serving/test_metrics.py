@@ -159,6 +159,17 @@ def test_the_series_of_levels_say_which_serves_and_which_is_meant_to(stage: Stag
     assert stage.series("scaler_decisions_total") == {("up", "observe"): 1}
 
 
+def test_a_pin_is_told_of_off_as_of_any_level(stage: Stage) -> None:
+    """That nothing answers because a person wants it so is no fault, and an alert has to see it."""
+    stage.read(Reading(1.0, memory=Memory(16 * GIB, 12 * GIB), own_bytes=0, gpus=(gpu(),)))
+    none = {("off",): 0, **{(name,): 0 for name in LEVELS}}
+    assert stage.series("scaler_level_pinned") == none
+    stage.scaler.pin(OFF)
+    assert stage.series("scaler_level_pinned") == {**none, ("off",): 1}
+    stage.scaler.unpin()
+    assert stage.series("scaler_level_pinned") == none
+
+
 def gpu() -> Gpu:
     return Gpu(0, "card", 8 * GIB, 0, 8 * GIB, 0)
 

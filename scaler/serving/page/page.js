@@ -2,17 +2,17 @@
 
 import { ask, forgetToken, keepToken, Refused, Stream, TokenNeeded } from "/page/daemon.js";
 import { Picture } from "/page/picture.js";
-import { clock, colourOf, countdown, counted, duration, gib, make, of, percent, say, secondsOf, withCommands } from "/page/words.js";
+import { clock, colourOf, countdown, counted, dayOf, duration, gib, make, moment, of, percent, say, secondsOf, withCommands } from "/page/words.js";
 
 const REFRESH_MS = 1000, SETTLE_MS = 150, MOST_EVENTS = 60, TABLE_ROWS = 24;
 const TOLD_OF = new Set(["decision", "switched", "switch_failed", "died", "pin", "reconfigured", "hurried", "advised"]);
 const LISTED = new Set(["decision", "died", "pin", "standby_lost", "unload_failed", "reconfigured"]);
 const WAYS = { up: "Climbing", down: "Stepping down" };
 const $ = (id) => document.getElementById(id);
-const state = { status: null, fault: "", usage: {}, points: [], events: [], decisions: [], levels: [], intervalS: 10, lastS: 3600, now: 0, ahead: 0 };
+const state = { status: null, fault: "", usage: {}, points: [], events: [], decisions: [], decided: null, levels: [], intervalS: 10, lastS: 3600, now: 0, ahead: 0 };
 const pictures = new Map();
 const rungs = new Map();
-let lastRefresh = 0, refreshing = false, pending = 0, deadline = null;
+let lastRefresh = 0, refreshing = false, again = false, pending = 0, deadline = null;
 
 // ------------------------------------------------------------------ what is known
 
@@ -22,15 +22,17 @@ function now() {
 }
 
 async function loadHistory() {
+  const { lastS } = state;
   let told;
   try {
-    told = await ask(`/history?last_s=${state.lastS}`);
+    told = await ask(`/history?last_s=${lastS}`);
     state.fault = "";
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     state.fault = error.message; // such as a damaged journal: the rest goes on
     return;
   }
+  if (lastS !== state.lastS) return; // others were asked for meanwhile
   state.ahead = told.now - Date.now() / 1000;
   const first = told.points[0]?.at ?? Infinity;
   // What was drawn before a restart stays, where the daemon has no recording of it.
@@ -73,7 +75,10 @@ function keep(point) {
 }
 
 async function refresh(history) {
-  if (refreshing) return;
+  if (refreshing) {
+    again ||= history;
+    return;
+  }
   refreshing = true;
   lastRefresh = performance.now();
   try {
@@ -85,6 +90,10 @@ async function refresh(history) {
     if (error instanceof Refused) trouble(error.message);
   } finally {
     refreshing = false;
+  }
+  if (again) {
+    again = false;
+    await refresh(true);
   }
 }
 
@@ -153,17 +162,30 @@ function renderNow(status) {
   say($("level"), shown);
   document.title = `${shown} · scaler`;
   say($("machine"), status.tier ? `tier ${status.tier}` : "");
-  const tag = !settled ? (meant === "off" ? "being unloaded" : `loading ${meant}${progress(status, meant)}`) : pinned ? "pinned" : "";
+  const tag = !settled ? going(status) : pinned ? "pinned" : "";
   say($("level-tag"), tag);
   $("level-tag").hidden = !tag;
   const [, ...reasons] = status.why;
-  if (decision && reading?.wall_s) reasons.push(`since ${clock(reading.wall_s - (reading.at_s - decision.at_s))}`);
+  if (decision && reading?.wall_s) reasons.push(`since ${moment(decidedAt(decision, reading), state.now)}`);
   fill($("why"), reasons, (sentence) => make("li", {}, ...withCommands(sentence)));
   const speed = of(status.performance, serving);
   say($("running"), String(status.answering));
   say($("waiting"), String(status.waiting));
   say($("speed"), speed?.tokens_per_s ? speed.tokens_per_s.toFixed(1) : "–");
   say($("first"), speed?.first_token_s ? `${speed.first_token_s.toFixed(2)} s` : "–");
+}
+
+// What a switch is at. The level that was meant may answer already, while the one before it has answers still.
+function going(status) {
+  const { state: meant, serving } = status;
+  if (meant === "off") return serving === "off" ? "unloading" : "being unloaded";
+  return serving === meant ? "finishing the switch" : `loading ${meant}${progress(status, meant)}`;
+}
+
+// As the journal has it, once it was seen there: the daemon's other clock stands still while the machine sleeps.
+function decidedAt(decision, reading) {
+  state.decided = state.decisions.findLast((event) => event.at_s === decision.at_s) ?? state.decided;
+  return state.decided?.at_s === decision.at_s ? secondsOf(state.decided) : reading.wall_s - (reading.at_s - decision.at_s);
 }
 
 function progress(status, level) {
@@ -239,6 +261,9 @@ function renderTable() {
 
 function renderLadder(status) {
   say($("ladder-note"), status.pinned === null ? "the machine decides" : `a person pinned ${status.pinned}`);
+  // What vanishes takes the focus with it.
+  if (status.pinned === null && document.activeElement === $("unpin")) $("ladder-note").focus();
+  $("unpin").hidden = status.pinned === null;
   if ([...rungs.keys()].join("\n") !== state.levels.join("\n")) {
     rungs.clear();
     for (const level of state.levels) rungs.set(level, rung(level));
@@ -254,7 +279,7 @@ function renderLadder(status) {
     const takes = Object.entries(effective.takes).map(([name, size]) => `${gib(size)}${name === "ram" ? "" : ` of ${name}`}`);
     const outlook = outlooks.get(level);
     const serves = level === status.serving;
-    say(one.tag, serves ? "answers now" : level === status.state ? "being loaded" : usage == null ? "" : usage <= limit ? "fits" : "too large now");
+    say(one.tag, serves ? (status.state === "off" ? "being unloaded" : "answers now") : level === status.state ? "being loaded" : usage == null ? "" : usage <= limit ? "fits" : "too large now");
     one.fill.style.width = `${100 * Math.min(1, usage ?? 0)}%`;
     one.fill.classList.toggle("over", usage > limit);
     one.tick.style.left = `${100 * limit}%`;
@@ -298,14 +323,15 @@ function rung(level) {
     make("p", { cls: "rung" }, make("span", { cls: "swatch" }), make("span", {}, level, one.tag)),
     make("div", { cls: "gauge" }, make("div", { cls: "track", "aria-hidden": "true" }, one.fill, one.tick), one.usage),
     one.figures, one.waits, one.button);
-  one.button.addEventListener("click", () => pin(level));
+  one.button.addEventListener("click", () => pin(state.status.pinned === level ? null : level));
   return one;
 }
 
+// A level, or null to unpin.
 async function pin(level) {
   say($("pin-error"), "");
   try {
-    if (state.status.pinned === level) await ask("/pin", { method: "DELETE" });
+    if (level === null) await ask("/pin", { method: "DELETE" });
     else await ask("/pin", { method: "PUT", body: { level } });
     await refresh(false);
   } catch (error) {
@@ -394,7 +420,7 @@ async function loadDays() {
   fill($("days"), days.reverse(), (day) => {
     const parts = names.map((name) => [name, of(day.levels_s, name) ?? 0]).filter(([, length]) => length > 0);
     const words = parts.map(([name, length]) => `${name} ${duration(length)}`).join(", ");
-    const date = new Date(`${day.date}T12:00:00`).toLocaleDateString("en-GB", { weekday: "short", day: "numeric", month: "short" });
+    const date = dayOf(new Date(`${day.date}T12:00:00`));
     const stack = make("div", { cls: "stack", title: words, "aria-hidden": "true" }, ...parts.map(([name, length]) => {
       const part = make("span", { colour: colourOf(name, state.levels) });
       part.style.width = `${(100 * length) / 86400}%`;
@@ -435,7 +461,8 @@ const stream = new Stream({
     document.body.classList.add("gone");
     link("gone", "gone");
     const since = state.status?.reading?.wall_s;
-    say($("gone-words"), `The daemon does not answer.${since ? ` What is shown is of ${clock(since)}.` : ""} Trying again in ${left} s.`);
+    say($("gone-words"), `The daemon does not answer.${since ? ` What is shown is of ${moment(since, now())}.` : ""}`);
+    say($("gone-left"), `Trying again in ${left} s.`);
     $("gone").hidden = false;
   },
 });
@@ -471,6 +498,7 @@ $("ask-form").addEventListener("submit", async (event) => {
 
 $("again").addEventListener("click", () => stream.tryNow());
 $("look").addEventListener("click", loadAdvice);
+$("unpin").addEventListener("click", () => pin(null));
 $("as-table").addEventListener("toggle", renderTable);
 for (const button of document.querySelectorAll("[data-last]")) {
   button.addEventListener("click", () => {

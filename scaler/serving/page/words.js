@@ -34,6 +34,16 @@ export function clock(wallS, seconds = true) {
   return new Date(wallS * 1000).toLocaleTimeString("en-GB", format);
 }
 
+export function dayOf(date) {
+  return date.toLocaleDateString("en-GB", { weekday: "short", day: "numeric", month: "short" });
+}
+
+// The clock then, with the day before it where that is not the day of `nowS`.
+export function moment(wallS, nowS) {
+  const [then, today] = [wallS, nowS].map((seconds) => new Date(seconds * 1000));
+  return then.toDateString() === today.toDateString() ? clock(wallS) : `${dayOf(then)}, ${clock(wallS)}`;
+}
+
 export function secondsOf(event) {
   return Date.parse(event.at) / 1000;
 }
