@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaler import paths
+from scaler.absent import no_file
 from scaler.documents import Fault, Key
 from scaler.errors import ConfigError, LevelUnavailable, MissingExtra
 from scaler.level_settings import LevelSettings
@@ -97,12 +98,12 @@ def absent_files(settings: Settings, *, demo: bool) -> Iterator[Fault]:
     """The files that are not there; ``demo``: those of the demo ladder too, which are made when they are wanted."""
     for at, model in settings.models():
         for key, file in model:
-            if not isinstance(file, Path) or file.is_file():
+            if not isinstance(file, Path) or not (why := no_file(file)):
                 continue
             if file.parent != paths.demo_models():
-                yield Fault((*at, key), f"{model.name}: {file}: no such file; correct the level's {key}")
+                yield Fault((*at, key), f"{model.name}: {file}: {why}; correct the level's {key}")
             elif demo:
-                yield Fault((*at, key), f"{model.name}: {file}: no such file; make it with `scaler demo-models`")
+                yield Fault((*at, key), f"{model.name}: {file}: {why}; make it with `scaler demo-models`")
 
 
 def _settings(config: Path | None, more: Callable[[Settings], Iterable[Fault]] = lambda _: ()) -> Settings:
@@ -110,7 +111,9 @@ def _settings(config: Path | None, more: Callable[[Settings], Iterable[Fault]] =
     machine's tier.
     """
     draft = read_settings(config)
-    if faults := [*draft.faults, *more(draft.settings)]:
+    # A path that is at fault already is that of no file.
+    told = {fault.key for fault in draft.faults}
+    if faults := [*draft.faults, *(fault for fault in more(draft.settings) if fault.key not in told)]:
         raise draft.settings.refusal(*faults, *draft.misfits(HardwareTierDetector()))
     return draft.settings
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,7 +69,7 @@ class Document:
 
     def faults(self, schema: TypeAdapter[T], error: ValidationError, at: Key = ()) -> list[Fault]:
         """What pydantic found wrong, in words for a person; ``at`` is where the checked data stands."""
-        described = schema.json_schema()
+        described = _described(schema)
         details = error.errors(include_url=False)
         found = dict.fromkeys(_fault(described, detail, at, self.data) for detail in details)
         # Of a list with a fault inside, pydantic also says that it is too short, or no plain value.
@@ -288,15 +289,15 @@ class _Reader:
                 self.lines[(*key, "?")] = line
                 self._report((*key, "?"), "the key is not a word; expected one such as 'name'")
                 continue
-            name = self._text(key_node.value, key)
+            name = key_node.value
             here = (*key, name)
+            self.lines[here] = line
             if name in first:
                 # Told at the second, for that is the one that would have won without a word.
-                self.lines[here] = line
                 self._report(here, f"stands here and on line {first[name]}; expected it once")
-                continue
-            first[name] = self.lines[here] = line
-            yield name, self.plain(value_node, here, depth + 1)
+            elif self._text(name, here) == name:
+                first[name] = line
+                yield name, self.plain(value_node, here, depth + 1)
 
     def _scalar(self, node: yaml.ScalarNode, key: Key) -> Any:
         text = self._text(node.value, key)
@@ -335,6 +336,12 @@ def _short(tag: str) -> str:
     return shown(tag.replace(_TAG, "!!"))
 
 
+@lru_cache(maxsize=8)
+def _described(schema: TypeAdapter[Any]) -> dict[str, Any]:
+    """What a schema says, kept: making it takes as long as all else that a faulty file does."""
+    return schema.json_schema()
+
+
 def _fault(schema: dict[str, Any], detail: Any, at: Key, data: Any) -> Fault:
     """One of pydantic's findings as a fault."""
     inside, node, around = schema_words.located(schema, detail["loc"])
@@ -344,7 +351,8 @@ def _fault(schema: dict[str, Any], detail: Any, at: Key, data: Any) -> Fault:
             return Fault(key, f"unknown key; {nearest(str(inside[-1]), schema_words.properties(schema, around))}")
         case "missing" | "missing_argument":
             return Fault(key, f"is missing; expected {schema_words.expected(schema, node)}")
-        case "union_tag_invalid":
+        # The latter for a key with nothing behind it, and also where there is no mapping.
+        case "union_tag_invalid" | "union_tag_not_found" if isinstance(detail["input"], dict):
             name, kinds = schema_words.kinds(schema, node)
             return Fault(
                 (*key, name), f"{shown(detail['input'][name])} cannot be used; expected one of {', '.join(kinds)}"

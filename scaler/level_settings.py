@@ -14,6 +14,10 @@ from pydantic import Discriminator, Field, HttpUrl, Tag
 from scaler.documents import Section
 from scaler.levels import GIB, RAM, gpu_resource
 
+MOST_GIB = 1_000_000
+MOST_S = 1_000_000
+MOST_TOKENS = 100_000_000
+"""No machine, no load and no model has more: a figure beyond these is a slip, and sums with it would overflow."""
 _JUDGED = {"quality", "ram_gib", "vram_gib", "load_s", "load_timeout_s", "standby"}
 """The keys of a level that say how it is judged, and nothing of what is loaded."""
 
@@ -30,19 +34,19 @@ class LevelSettings(Section):
     """What loads it."""
     quality: Annotated[float, Field(ge=0, le=1)] = 0.5
     """How good its answers are, in the person's own judgement, 0..1."""
-    ram_gib: Annotated[float, Field(gt=0)] | None = None
+    ram_gib: Annotated[float, Field(gt=0, le=MOST_GIB)] | None = None
     """What it takes of RAM when serving, in GiB; estimated when left out, where the runtime can."""
-    vram_gib: Annotated[float, Field(ge=0)] = 0.0
+    vram_gib: Annotated[float, Field(ge=0, le=MOST_GIB)] = 0.0
     """What it takes of GPU memory when serving, in GiB; of each GPU where ``gpu`` names several."""
     gpu: Annotated[int, Field(ge=0)] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = 0
     """Which GPU that is, or a list of several."""
-    load_s: Annotated[float, Field(gt=0)] = 5.0
+    load_s: Annotated[float, Field(gt=0, le=MOST_S)] = 5.0
     """How long loading is expected to take, in seconds; learned once it was loaded."""
-    load_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    load_timeout_s: Annotated[float, Field(gt=0, le=MOST_S)] = 120.0
     """After how many seconds a load counts as failed."""
     standby: bool = False
     """Keep it loaded beside the larger levels: stepping down to it costs no loading then, and they take more memory."""
-    context_tokens: Annotated[int, Field(ge=256)] = 4096
+    context_tokens: Annotated[int, Field(ge=256, le=MOST_TOKENS)] = 4096
     """The context window of one request, in tokens."""
     parallel: Annotated[int, Field(ge=1, le=64)] = 2
     """How many requests are answered at the same time; each has its own context window."""
@@ -199,7 +203,7 @@ class VllmLevel(ServedLevel):
     """What loads it."""
     url: HttpUrl = HttpUrl("http://127.0.0.1:8000")
     """Where this vLLM server listens."""
-    vram_gib: Annotated[float, Field(gt=0)]
+    vram_gib: Annotated[float, Field(gt=0, le=MOST_GIB)]
     """What it takes of GPU memory when awake, in GiB; of each GPU where ``gpu`` names several."""
     sleep: Literal[1, 2] = 1
     """How deep it sleeps: 1 keeps the weights in RAM and wakes up in a moment, 2 reads them anew."""

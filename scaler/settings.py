@@ -21,6 +21,9 @@ from scaler.documents import JSON_SCHEMA, Document, Fault, Key, Section, dotted,
 from scaler.errors import ConfigError
 from scaler.ladder_faults import ladder_faults, limit_faults, no_level
 from scaler.level_settings import (
+    MOST_GIB,
+    MOST_S,
+    MOST_TOKENS,
     EmbeddedLevel,
     LevelOfRuntime,
     LevelSettings,
@@ -46,15 +49,15 @@ class EmbeddingSettings(Section):
     """What loads it."""
     model: Path
     """The GGUF file; ~ is the home directory, a relative path is relative to the configuration file."""
-    ram_gib: Annotated[float, Field(gt=0)] | None = None
+    ram_gib: Annotated[float, Field(gt=0, le=MOST_GIB)] | None = None
     """What it takes of RAM when loaded, in GiB; estimated from the file when left out."""
-    context_tokens: Annotated[int, Field(ge=16)] = 2048
+    context_tokens: Annotated[int, Field(ge=16, le=MOST_TOKENS)] = 2048
     """The longest text, in tokens; its memory grows with it."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Processor threads; half of the cores when left out, at least one."""
     pooling: Literal["mean", "cls", "last"] | None = None
     """How the vectors of a text's tokens become one; as the file says when left out, mean when that says nothing."""
-    load_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    load_timeout_s: Annotated[float, Field(gt=0, le=MOST_S)] = 120.0
     """After how many seconds a load counts as failed."""
     keep_s: Annotated[float, Field(ge=0, le=31_536_000)] = 300.0
     """After how many seconds without a request it is unloaded."""
@@ -263,8 +266,9 @@ class Settings(Section):
         names = [level.name for level in self.ladder]
         for key, level in policy.largest_levels.items():
             if level not in names:
-                # The person's own was judged with their ladder.
-                raise ConfigError(f"{tier.sources[f'policy.{key}']}: policy.{key}: {no_level(level, names)}")
+                # The person's own was judged with their ladder. The tier's is read again for the line.
+                file = read_document(Path(tier.sources[f"policy.{key}"]))
+                raise file.error(Fault(("policy", key), no_level(level, names)))
         return policy
 
     def misfits(self, tier: Tier) -> list[Fault]:
@@ -305,8 +309,8 @@ class Draft:
     faults: tuple[Fault, ...]
 
     def is_at_fault(self, section: str) -> bool:
-        """Whether something in that section of the file is."""
-        return any(fault.key[0] == section for fault in self.faults)
+        """Whether something in that section of the file is, or the file as a whole."""
+        return any(fault.key[:1] in ((), (section,)) for fault in self.faults)
 
     def misfits(self, detector: HardwareTierDetector) -> list[Fault]:
         """What is wrong with it for its tier only, and does not follow from the faults. Raises like `detection`."""

@@ -183,7 +183,8 @@ _TIER_FILE = TypeAdapter(TierFile)
 def _read(folder: Path) -> list[tuple[Document, TierFile]]:
     """The tier files in a folder, by their file names; no two of them are of the same tier."""
     read: dict[str, tuple[Document, TierFile]] = {}
-    for path in sorted(path for path in folder.glob("*") if path.suffix in (".yaml", ".yml")):
+    # Hidden ones are programs' own: while a file is edited, Emacs keeps a link that leads nowhere beside it.
+    for path in sorted(path for path in folder.glob("[!.]*") if path.suffix in (".yaml", ".yml")):
         document = read_document(path)
         faults = [*document.misread, *policy_layers.faults(document)]
         try:

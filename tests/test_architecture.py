@@ -75,7 +75,7 @@ def test_a_ladder_is_proposed_without_input_or_output(name: str, allowed: set[st
             "runtimes",
             {
                 *("errors", "extras", "levels", "level_settings", "passed_on", "settings", "paths", "descriptions"),
-                "readings",
+                *("absent", "readings"),
             },
         ),
         ("recordings", {"errors", "levels", "private_files", "readings"}),
@@ -88,7 +88,7 @@ def test_a_ladder_is_proposed_without_input_or_output(name: str, allowed: set[st
             {"__version__", "courses", "errors", "events", "extras", "manager", "proactive", "switching"},
         ),
         ("metrics", {"__version__", "courses", "events", "levels", "manager", "monitor", "proactive", "readings"}),
-        ("discovery", {"errors", "levels", "paths", "runtimes", "sensors"}),
+        ("discovery", {"absent", "errors", "levels", "paths", "runtimes", "sensors"}),
     ],
 )  # fmt: skip
 def test_rooms_know_only_what_they_need(folder: str, allowed: set[str]) -> None:

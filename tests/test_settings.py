@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from scaler import paths
 from scaler.assembly import usable
-from scaler.documents import MAX_BYTES, parse_document
+from scaler.documents import MAX_BYTES
 from scaler.errors import ConfigError
 from scaler.policy import Policy
 from scaler.settings import Settings, TlsSettings, load_settings, settings_schema
@@ -62,9 +61,18 @@ def tier(name: str = "mid_range") -> Tier:
 
 
 def use(path: Path) -> Policy:
-    """Everything that can find a fault in a configuration."""
-    settings = load_settings(path)
-    return settings.policy_on(settings.detection(HardwareTierDetector()).tier)
+    """Everything that can find a fault in a configuration, as `scaler config check`, `run` and `reload` go about it."""
+    parts = usable(path)
+    parts.settings.decided(parts.tier.tier)
+    return parts.policy
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> None:
+    """The files of the levels that the tests write down."""
+    for name in ("a", "b", "c", "e", "x", "small", "medium", "large"):
+        (tmp_path / name).touch()
+        (tmp_path / f"{name}.gguf").touch()
 
 
 # ------------------------------------------------------------------------------------------------ what is wrong
@@ -135,8 +143,14 @@ WRONG = [
     (LADDER.replace("ram_gib: 2", "ram_gib: 0.5"), 7, "ladder[1].ram_gib", "'b' takes 0.50 GiB of RAM and 'a' before"),
     (LADDER.replace("ram_gib: 2", "ram_gib: 1"), 7, "ladder[1].ram_gib", "from the smallest to the largest"),
     (LADDER.replace("ram_gib: 1", "ram_gib: 2\n    vram_gib: 1"), 6, "ladder[1].vram_gib", "0.00 GiB of gpu0"),
+    (LADDER.replace("ram_gib: 2", "ram_gib: 1e305"), 7, "ladder[1].ram_gib", "a number above 0 and up to 1,000,000 or"),
+    (LADDER + "    vram_gib: 1e305\n", 8, "ladder[1].vram_gib", "expected a number from 0 and up to 1,000,000"),
+    (LADDER + "    load_s: 1e305\n", 8, "ladder[1].load_s", "expected a number above 0 and up to 1,000,000"),
+    (LADDER + f"    context_tokens: {10**99}\n", 8, "ladder[1].context_tokens", "from 256 and up to 100,000,000"),
+    ("embeddings: {model: a.gguf, ram_gib: 1e305}\n", 1, "embeddings.ram_gib", "above 0 and up to 1,000,000 or null"),
     (LADDER.replace("ram_gib: 1", "ram_gib: 0"), 4, "ladder[0].ram_gib", "0 cannot be used; expected a number above 0"),
     (LADDER + "    runtime: magic\n", 8, "ladder[1].runtime", "expected one of embedded, ollama"),
+    (LADDER + "    runtime:\n", 8, "ladder[1].runtime", "nothing (null) cannot be used; expected one of embedded, "),
     (OLLAMA.format("mmap: true"), 2, "ladder[0].mmap", "unknown key; expected one of name, "),
     (
         "ladder:\n  - {name: a, runtime: vllm, model: x, vram_gib: 1, sleep: 3}\n",
@@ -210,10 +224,14 @@ WRONG = [
     ("queue: {limit: !!int x}\n", 1, "queue.limit", "is not a number"),
     ('tier: "a\\0b"\n', 1, "tier", "expected printable text"),
     ('tier: "\\ud800"\n', 1, "tier", "expected printable text"),
+    ('tier: auto\n"\\0": 1\n', 2, "'\\x00'", "holds a character that is none; expected printable text"),
+    ('"\\ud800": 1\n', 1, "'\\ud800'", "expected printable text"),
+    ('server: {"a\\0b": 1}\n', 1, "server.'a\\x00b'", "expected printable text"),
     ("server: &a {host: *a}\n", 1, "server", "stands for itself by an alias"),
 ]
 
 
+@pytest.mark.usefixtures("models")
 @pytest.mark.parametrize(("text", "line", "key", "words"), WRONG, ids=[f"{key}: {words}" for _, _, key, words in WRONG])
 def test_a_fault_is_told_with_file_line_and_key(write: Write, text: str, line: int, key: str, words: str) -> None:
     """A person finds the place without searching, and learns what to write instead."""
@@ -376,6 +394,36 @@ def test_what_only_the_tier_or_the_machine_shows_is_told_with_the_rest(write: Wr
     assert len(others) == 2
 
 
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("x" * 300, "file name too long"),
+        ("loop.gguf", "too many levels of symbolic links"),
+        ("mine.yaml/a.gguf", "not a directory"),
+        ("folder.gguf", "no such file"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("ladder:\n- {{name: a, model: {0}, ram_gib: 1}}\n", "ladder[0].model"),
+        ("ladder:\n- {{name: a, runtime: llama-server, model: mine.yaml, binary: {0}}}", "ladder[0].binary"),
+        ("\nembeddings: {{name: a, model: {0}, ram_gib: 1}}\n", "embeddings.model"),
+    ],
+)
+def test_a_path_that_cannot_be_looked_at_is_told_in_the_systems_words(
+    write: Write, tmp_path: Path, text: str, key: str, file: str, why: str
+) -> None:
+    """With the line, as one at which nothing is. A locked folder ended `scaler run` in a traceback."""
+    (tmp_path / "loop.gguf").symlink_to("loop.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    path = write(text.format(file))
+    with pytest.raises(ConfigError) as raised:
+        use(path)
+    told = f"{path}:2: {key}: a: {tmp_path / file}: {why}; correct the level's {key.rpartition('.')[2]}"
+    assert str(raised.value) == told
+
+
 def test_the_order_of_levels_that_are_estimated_is_told_with_the_line(
     write: Write, demo_models: dict[str, Path]
 ) -> None:
@@ -493,11 +541,12 @@ def not_a_number(key: str, value: Any) -> list[str]:
     return [f"{key}: " + (".nan" if isinstance(value, int | float) else "7")]
 
 
+@pytest.mark.usefixtures("models")
 def test_the_configuration_under_corruption_is_valid(write: Write) -> None:
     """Otherwise the next test would prove nothing."""
     text = "\n".join(line for _, line in written(VALID, ("nowhere",), misspelt))
     assert yaml.safe_load(text) == VALID
-    assert load_settings(write(text)).policy_on(tier()).max_level == "large"
+    assert use(write(text)).max_level == "large"
 
 
 @settings(deadline=None)  # a shared machine may be slow
@@ -543,32 +592,41 @@ PIECES = (
 )
 
 
-def refusal(content: bytes) -> str:
-    """The message about what cannot be read; empty when it can."""
+def refusal(path: Path, content: bytes) -> str:
+    """The message about what cannot be used; empty when it can."""
+    path.write_bytes(content)
     try:
-        parse_document(content, "x.yaml")
+        use(path)
     except ConfigError as error:
         return str(error)
     return ""
+
+
+def check_told(path: Path, content: bytes) -> None:
+    """Whatever is in the file, it can be used, or a message that can be printed says in which file it cannot."""
+    message = refusal(path, content)
+    assert not message or message.startswith(f"{path}:")
+    message.encode()
 
 
 @settings(deadline=None)  # a shared machine may be slow
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=30).map("".join))
 @example("a: &a [*a]")
 @example('"\\ud800": 1')
-def test_no_text_raises_anything_but_a_config_error(text: str) -> None:
+@example('"\\0": 1')
+@example("ladder: [{name: a, model: 'demo:small', ram_gib: 1e305}]")
+@example(f"ladder: [{{name: a, model: {'x' * 300}}}]")
+@example("ladder: [{name: a, model: 'demo:small', runtime: }]")
+def test_no_text_raises_anything_but_a_config_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     """A configuration is edited by hand, and torn by crashes: whatever is in it, the answer is a message."""
-    message = refusal(text.encode("utf-8", "surrogatepass"))
-    assert not message or message.startswith("x.yaml:")
-    message.encode()  # or it could not be printed
+    check_told(tmp_path_factory.getbasetemp() / "text.yaml", text.encode("utf-8", "surrogatepass"))
 
 
 @settings(deadline=None)  # a shared machine may be slow
 @given(st.binary(max_size=200))
-def test_no_bytes_raise_anything_but_a_config_error(content: bytes) -> None:
+def test_no_bytes_raise_anything_but_a_config_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     """The same for what is no text at all."""
-    message = refusal(content)
-    assert not message or message.startswith("x.yaml:")
+    check_told(tmp_path_factory.getbasetemp() / "bytes.yaml", content)
 
 
 def _any_value(keys: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
@@ -587,10 +645,7 @@ def test_no_values_raise_anything_but_a_config_error(
     tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]
 ) -> None:
     """Known keys with values that nobody thought of: either they can be used, or a message says why not."""
-    path = tmp_path_factory.getbasetemp() / "any.yaml"
-    path.write_text(yaml.safe_dump(data))
-    with contextlib.suppress(ConfigError):
-        use(path)
+    check_told(tmp_path_factory.getbasetemp() / "any.yaml", yaml.safe_dump(data).encode())
 
 
 # ----------------------------------------------------------------------------------------------- what is right
@@ -708,7 +763,7 @@ def test_a_level_limit_of_a_tier_is_told_with_the_tiers_file(write: Write, tmp_p
     own = tmp_path / "low.yaml"
     own.write_text("name: low_end\npolicy: {max_level: tiny}\n")
     low = HardwareTierDetector(tmp_path).tier("low_end")
-    with pytest.raises(ConfigError, match=rf"^{re.escape(str(own))}: policy.max_level: 'tiny' is no level"):
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(own))}:2: policy.max_level: 'tiny' is no level"):
         load_settings(write(LADDER)).policy_on(low)
     assert load_settings(write(LADDER + "policy: {max_level: null}\n")).policy_on(low).max_level is None
 

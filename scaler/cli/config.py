@@ -88,21 +88,24 @@ def _decided(config: Path | None) -> Mapping[str, Decided]:
 
 def _yaml(decided: Mapping[str, Decided]) -> Iterator[str]:
     """The values as a configuration that says the same, each with its source as a comment."""
-    inside: tuple[str, ...] = ()
+    inside: list[str] = []
     for key, value in decided.items():
-        *sections, name = re.findall(r"\[\d+\]|[^.\[\]]+", key)
+        parts = re.findall(r"\[\d+\]|[^.\[\]]+", key)
         shared = 0
-        while shared < min(len(sections), len(inside)) and sections[shared] == inside[shared]:
+        while shared < len(inside) and parts[shared] == inside[shared]:
             shared += 1
-        dash = ""
-        for depth in range(shared, len(sections)):
-            if sections[depth].startswith("["):
-                dash = "  " * (depth - 1) + "  - "
+        line = ""
+        for depth, part in enumerate(parts[shared:], start=shared):
+            line = line or "  " * depth
+            if part.startswith("["):
+                line += "- "
+            elif depth < len(parts) - 1:
+                yield f"{line}{part}:"
+                line = ""
             else:
-                yield f"{'  ' * depth}{sections[depth]}:"
-        inside = tuple(sections)
-        indent = dash or "  " * len(sections)
-        yield f"{indent}{name}: {_scalar(value.value)}  # {value.source}"
+                line += f"{part}: "
+        inside = parts[:-1]
+        yield f"{line}{_scalar(value.value)}  # {value.source}"
 
 
 def _scalar(value: Any) -> str:

@@ -56,17 +56,36 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="what was found and is proposed, as JSON")
 
 
+class _Taken(ScalerError):
+    """Something is there already that nobody agreed to have replaced."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} is there already, and nothing was written; --force replaces it and keeps it as "
+            f"{_spare(path).name}, --output FILE writes elsewhere, --stdout shows the proposal"
+        )
+
+
 def _run(args: argparse.Namespace) -> int:
+    if args.stdout and args.force:
+        raise ConfigError("--stdout writes nothing, and --force writes over a file; expected one of them")
+    path = args.output or _usual()
+    try:
+        return _propose(args, path)
+    except _Taken as error:
+        print(f"scaler: {error}", file=sys.stderr)
+        return EXIT_NO
+
+
+def _propose(args: argparse.Namespace, path: Path) -> int:
     from scaler.cli.proposed import report, summary
     from scaler.ladder_yaml import configuration
     from scaler.proposal import propose
     from scaler.tiers import HardwareTierDetector
 
-    path = args.output or _usual()
     writes = args.yes or args.force
     if args.yes and not args.force and _taken(path):
-        print(_refusal(path), file=sys.stderr)
-        return EXIT_NO
+        raise _Taken(path)
     detection = HardwareTierDetector().detect()
     sources = _look(args)
     models = [model for source in sources for model in source.models]
@@ -86,7 +105,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         written = text is not None and writes
         if text is not None and written:
-            _write(path, text)
+            _write(path, text, over=args.force)
         told = report(sources, proposal, detection)
         print(json.dumps({**told, "install": install, "yaml": text, "path": str(path), "written": written}, indent=2))
         return EXIT_NO if text is None else EXIT_OK
@@ -105,10 +124,11 @@ def _run(args: argparse.Namespace) -> int:
         if not args.stdout:
             print(f"Nothing was written, for there is nobody to ask: --yes writes {path}.", file=sys.stderr)
         return EXIT_OK
-    if asks and not _agreed(path):
+    over = args.force or (asks and _taken(path))
+    if asks and not _agreed(path, over=over):
         print("Nothing was written; --stdout shows what would have been.")
         return EXIT_NO
-    kept = _write(path, text)
+    kept = _write(path, text, over=over)
     print(f"Wrote {path}{f'; what was there is {kept}' if kept else ''}. Now:")
     option = "" if path == _usual() else f" --config {path}"
     print(f"  scaler config check{option}  # tells what is wrong with it, if anything is")
@@ -201,13 +221,6 @@ def _taken(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
-def _refusal(path: Path) -> str:
-    return (
-        f"scaler: {path} is there already, and nothing was written; --force replaces it and keeps it as "
-        f"{_spare(path).name}, --output FILE writes elsewhere, --stdout shows the proposal"
-    )
-
-
 def _spare(path: Path) -> Path:
     """A name beside ``path`` that nothing has."""
     number, spare = 1, path.with_name(f"{path.name}.bak")
@@ -217,9 +230,9 @@ def _spare(path: Path) -> Path:
     return spare
 
 
-def _agreed(path: Path) -> bool:
+def _agreed(path: Path, *, over: bool) -> bool:
     question = f"Write {path}?"
-    if _taken(path):
+    if over:
         question = f"{path} is there already. Replace it, and keep it as {_spare(path).name}?"
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
@@ -228,8 +241,11 @@ def _agreed(path: Path) -> bool:
         return False
 
 
-def _write(path: Path, text: str) -> Path | None:
-    """Write all of the file or nothing; returns where what was there is kept now. Raises ScalerError."""
+def _write(path: Path, text: str, *, over: bool) -> Path | None:
+    """Write all of the file or nothing; returns where what was there is kept now. Raises ScalerError.
+
+    ``over``: whether it was agreed to replace what is there; where it was not, raises _Taken for anything there.
+    """
     # Through a link, as those have who keep their configuration elsewhere.
     file = path.resolve()
     new = file.with_name(f".{file.name}.{os.getpid()}")
@@ -238,7 +254,9 @@ def _write(path: Path, text: str) -> Path | None:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             new.write_text(text, "utf-8")
-            if file.exists():
+            if not over:
+                _reserve(path)
+            elif file.exists():
                 kept = _spare(file)
                 shutil.copy2(file, kept)
             os.replace(new, file)
@@ -249,6 +267,14 @@ def _write(path: Path, text: str) -> Path | None:
             f"{path}: cannot be written ({error.strerror}); choose another place with --output"
         ) from error
     return kept
+
+
+def _reserve(path: Path) -> None:
+    """Make an empty file where nothing is. Raises OSError, and _Taken where something has come to be there."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        raise _Taken(path) from None
 
 
 COMMAND = Command(

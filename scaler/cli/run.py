@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,10 +44,13 @@ from scaler.settings import read_settings
 from scaler.words import duration, gib, reconfigured, switched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from scaler.manager import ModelManager
     from scaler.serving.app import Endpoint
     from scaler.settings import NoticesSettings, Settings
+
+log = logging.getLogger(__name__)
 
 UNSAID = ("opentelemetry.exporter", "opentelemetry.trace", "opentelemetry.util")
 """What is not logged of traces: that no receiver is there, which the library says again and again and scaler once; a
@@ -98,11 +102,11 @@ def _run(args: argparse.Namespace) -> int:
         closing.callback(recording.close)
 
         def take(event: Event) -> None:
-            _say(event)
             if isinstance(event, LEAVES_GARBAGE):
                 gc.collect()
             if isinstance(event, Reconfigured):
                 recording.change(manager.settings.recording)
+            _say(event)
 
         manager.scaler.subscribe(take)
         tier = manager.detection
@@ -144,15 +148,20 @@ def _run(args: argparse.Namespace) -> int:
         supervisor = Supervisor()
         supervisor.ready(manager)
         try:
-            while signals.asks_to_reload():
-                # Refused, it was logged, and all goes on as before.
-                with suppress(ScalerError, OSError):
-                    manager.reload_sync()
+            reload_as_asked(manager, signals.asks_to_reload)
         finally:
             supervisor.stopping()
             _line("stopping: running answers end, models are unloaded")
             endpoint.stop()
     return EXIT_OK
+
+
+def reload_as_asked(manager: ModelManager, asks_to_reload: Callable[[], bool]) -> None:
+    """Have the configuration read anew for as long as ``asks_to_reload`` returns whether to, and not to end."""
+    while asks_to_reload():
+        # Refused, or failed in a way that nobody foresaw, it was logged, and all goes on as before.
+        with suppress(Exception):
+            manager.reload_sync()
 
 
 class Signals:
@@ -288,8 +297,16 @@ def _where(url: str) -> str:
 
 
 def _line(text: str) -> None:
-    """One line, whoever's words are in it."""
-    print(one_line(text), flush=True)
+    """One line, whoever's words are in it; lost where the standard output does not take it, for the daemon goes on."""
+    try:
+        print(one_line(text), flush=True)
+    except OSError as error:
+        _warn_once(error.strerror or str(error))
+
+
+@cache
+def _warn_once(why: str) -> None:
+    log.warning("the standard output does not take what is said (%s); `scaler history` has what happens", why)
 
 
 def _say(event: Event) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scaler import paths
+from scaler.absent import NO_SUCH_FILE, no_file, reason
 from scaler.discovery.found import (
     CONTEXT_TOKENS,
     LEAST_CONTEXT_TOKENS,
@@ -94,7 +95,7 @@ def look(folders: Sequence[Folder], clock: Callable[[], float] = time.monotonic)
         models = tuple(one for one in judged if isinstance(one, Model))
         left_out = tuple(one for one in judged if isinstance(one, LeftOut))
         where = printable(at_home(folder.path))
-        if judged or (note and folder.path.is_dir()):
+        if judged or (note and not _no_folder(folder.path)):
             sources.append(Source(FILES, where, models, left_out, note))
         elif empty and folder.named:
             sources.append(Source(NO_FILE, where, note=_no_folder(folder.path)))
@@ -108,14 +109,16 @@ def examined(path: Path, *, tokens: int | None = None, kv_cache: str = "f16") ->
     """
     name = at_home(path)
     shown = printable(name)
-    if not path.is_file():
-        return LeftOut(shown, "its file is not there")
+    if why := no_file(path):
+        return LeftOut(shown, why)
     try:
         metadata = read_metadata(path)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        return LeftOut(shown, reason(error))
+    except ValueError as error:
         return LeftOut(shown, f"not a whole GGUF file ({printable(str(error))})")
-    if why := fault_of(name) or _unfit(path, metadata):
-        return LeftOut(shown, why)
+    if unfit := fault_of(name) or _unfit(path, metadata):
+        return LeftOut(shown, unfit)
     architecture = metadata["general.architecture"]
     most = metadata.get(f"{architecture}.context_length")
     window = most if isinstance(most, int) and most > 0 else CONTEXT_TOKENS
@@ -158,15 +161,22 @@ def _files(folder: Folder, enough: Callable[[], bool]) -> Iterator[Path]:
             if enough():
                 return
             path = Path(place, name)
-            if name.endswith(".gguf") and not LATER_PART.search(name) and path.is_file():
+            # One that may not be looked at is a file, as far as anybody knows.
+            if name.endswith(".gguf") and not LATER_PART.search(name) and no_file(path) != NO_SUCH_FILE:
                 yield path
 
 
 def _no_folder(path: Path) -> str:
     """Why there is nothing to look into; empty for a folder."""
-    if path.is_dir():
-        return ""
-    return "it is a file; name the folder that it is in" if path.exists() else "there is no such folder"
+    if not no_file(path):
+        return "it is a file; name the folder that it is in"
+    try:
+        os.scandir(path).close()
+    except FileNotFoundError:
+        return "there is no such folder"
+    except OSError as error:
+        return reason(error)
+    return ""
 
 
 def _unfit(path: Path, metadata: Mapping[str, Any]) -> str | None:

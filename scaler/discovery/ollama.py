@@ -58,12 +58,12 @@ async def look(asking: Asking, _: Sequence[Listed] | None) -> Source | None:
     if not place.near:
         note = "on another machine, whose memory cannot be watched: scaler can only send requests there"
         return routed(place, what, [Listed(id=entry.name) for entry in entries], note)
-    judged = [_judged(entry, place.root) for entry in entries]
+    judged = [_judged(entry, place.root, place.key_env) for entry in entries]
     models = tuple(one for one in judged if isinstance(one, Model))
     return Source(what, place.url, models, tuple(one for one in judged if isinstance(one, LeftOut)))
 
 
-def _judged(entry: _Tag, url: str) -> Model | LeftOut:
+def _judged(entry: _Tag, url: str, key_env: str | None) -> Model | LeftOut:
     name, details = printable(entry.name), entry.details
     if why := fault_of(entry.name) or answers_nobody(entry.name, details.family):
         return LeftOut(name, why)
@@ -73,4 +73,4 @@ def _judged(entry: _Tag, url: str) -> Model | LeftOut:
         return LeftOut(name, "Ollama does not say how large it is")
     serving = serving_bytes(entry.size, weights_named(details.parameter_size), CONTEXT_TOKENS * PARALLEL)
     about = printable(" ".join(filter(None, (details.parameter_size, details.quantization_level))), 30)
-    return Model(RUNTIME, entry.name, serving, url, about=about)
+    return Model(RUNTIME, entry.name, serving, url, about=about, key_env=key_env)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from scaler.absent import no_file, reason
 from scaler.errors import LevelUnavailable
 
 T = TypeVar("T")
@@ -50,8 +51,8 @@ _VERSIONS = (2, 3)
 def weights_bytes(name: str, path: Path) -> int:
     """The size of the file, or of all its parts; raises LevelUnavailable when one is missing."""
     for part in parts(path):
-        if not part.is_file():
-            raise LevelUnavailable(f"{name}: {part}: no such file; correct the level's model")
+        if why := no_file(part):
+            raise LevelUnavailable(f"{name}: {part}: {why}; correct the level's model")
     return sum(part.stat().st_size for part in parts(path))
 
 
@@ -108,7 +109,7 @@ def shape_of(name: str, path: Path) -> Shape:
     try:
         return shape_in(read_metadata(path))
     except OSError as error:
-        raise LevelUnavailable(f"{name}: {path}: {error.strerror or error}; correct the level's model") from error
+        raise LevelUnavailable(f"{name}: {path}: {reason(error)}; correct the level's model") from error
     except ValueError as error:
         raise LevelUnavailable(f"{name}: {path}: not a whole GGUF file ({error}); download it again") from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from scaler.absent import no_file
 from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable
 from scaler.level_settings import LlamaRouterLevel
@@ -173,7 +174,7 @@ class LlamaRouterRuntime:
             with contextlib.suppress(psutil.Error):
                 router = listener(settings.url.port or 0, settings.url.host)
                 file = Path(psutil.Process(router).cwd()) / file if router is not None else file
-        if not (file.is_absolute() and file.is_file()):
+        if not file.is_absolute() or no_file(file):
             return None
         self._files[settings.url.port, settings.model] = file
         return file

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from scaler.absent import no_file
 from scaler.errors import LevelUnavailable
 from scaler.level_settings import LlamaServerLevel
 from scaler.runtimes import tied
@@ -167,8 +168,8 @@ def environment(settings: LlamaServerLevel, ours: Mapping[str, str]) -> dict[str
 def check(settings: LlamaServerLevel) -> None:
     """Raise LevelUnavailable for a program or arguments that cannot be."""
     binary: Path = settings.binary
-    if not binary.is_file():
-        raise LevelUnavailable(f"{settings.name}: {binary}: no such file; correct the level's binary")
+    if why := no_file(binary):
+        raise LevelUnavailable(f"{settings.name}: {binary}: {why}; correct the level's binary")
     if not os.access(binary, os.X_OK):
         raise LevelUnavailable(f"{settings.name}: {binary}: not a program that may be run; try `chmod +x {binary}`")
     for argument in settings.arguments:

@@ -10,11 +10,11 @@ from scaler.sensors.procfs import read_file
 
 
 def figures(card: Card) -> Figures | None:
-    """What the card has and what is in use; ``None`` where the kernel does not tell its memory. Raises OSError."""
+    """What the card has and what is in use; ``None`` where the kernel does not tell us its memory. Raises OSError."""
     try:
         total = int(read_file(f"{card.device}/mem_info_vram_total"))
         used = int(read_file(f"{card.device}/mem_info_vram_used"))
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None
     # A card's memory is told while it sleeps; the rest would wake it, and with a look a second it would never sleep.
     asleep = attribute(card, "power/runtime_status") == "suspended"

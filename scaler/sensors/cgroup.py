@@ -5,6 +5,7 @@ Owns where the groups are mounted and how their files are read; knows nothing of
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class CgroupLimits:
             # A kernel built without control groups.
             return []
         if membership != self._membership:
-            self._interface, self._groups = self._locate(membership.decode())
+            self._interface, self._groups = self._locate(os.fsdecode(membership))
             self._membership = membership
         return [found for group in self._groups if (found := self._limit(group, total_bytes)) is not None]
 
@@ -77,7 +78,7 @@ class CgroupLimits:
     def _locate(self, membership: str) -> tuple[_Interface, tuple[Path, ...]]:
         """Find our groups' folders; none where the hierarchy is not mounted or does not show our group."""
         paths = {}
-        for line in membership.splitlines():
+        for line in membership.rstrip("\n").split("\n"):
             number, controllers, path = line.split(":", 2)
             if "memory" in controllers.split(","):
                 paths[_V1] = path
@@ -94,11 +95,13 @@ class CgroupLimits:
 
     def _mounts(self, interface: _Interface) -> Iterator[tuple[PurePosixPath, Path]]:
         """Which group each mount of the hierarchy shows at its top, and where it is mounted."""
-        for line in read_file(self._proc / "self" / "mountinfo").decode().splitlines():
+        # Mount points may be of any bytes, in any encoding; a line ends where the kernel ends it, and nowhere else.
+        mountinfo = os.fsdecode(read_file(self._proc / "self" / "mountinfo"))
+        for line in mountinfo.rstrip("\n").split("\n"):
             left, _, right = line.partition(" - ")
             filesystem, _, options = right.split(" ", 2)
             if filesystem == "cgroup2" if interface is _V2 else "memory" in options.split(","):
-                root, mount = left.split()[3:5]
+                root, mount = left.split(" ")[3:5]
                 yield PurePosixPath(_unescape(root)), Path(_unescape(mount))
 
 

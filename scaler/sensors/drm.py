@@ -180,7 +180,8 @@ def _cards(sys: Path, devices: Path, drivers: Collection[str]) -> Iterator[Card]
     folder = f"{sys}/class/drm"
     try:
         entries = os.listdir(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
+        # No graphics, or a sandbox that keeps them from us: NVIDIA's answer all the same.
         return
     for entry in entries:
         if not re.fullmatch(r"card\d+", entry):
@@ -192,8 +193,8 @@ def _cards(sys: Path, devices: Path, drivers: Collection[str]) -> Iterator[Card]
             if driver in drivers:
                 nodes = tuple(f"{devices}/{node}" for node in os.listdir(f"{device}/drm"))
                 yield Card(address, driver, device, nodes)
-        except FileNotFoundError:
-            # Taken out at this moment, or a display without a device behind it.
+        except (FileNotFoundError, PermissionError):
+            # Taken out at this moment, a display without a device behind it, or kept from us.
             continue
 
 

@@ -24,11 +24,12 @@ def figures(card: Card) -> Figures | None:
     """What the card has and what is in use; ``None`` for a chip that shares the machine's RAM. Raises OSError.
 
     ``None`` also where this user may not know what is in use: without CAP_PERFMON the kernel says 0, which is never so.
+    A container sees the host's cards in sysfs, and has not the nodes of those that it was not given.
     """
     nodes = [node for node in card.nodes if os.path.basename(node).startswith("renderD")]
     try:
         reply = _ask(nodes[0]) if nodes else bytes(_HEAD.size)
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):
         return None
     regions = [region for region in _REGION.iter_unpack(reply[_HEAD.size :]) if region[0] == _OF_THE_CARD]
     used = sum(region[4] for region in regions)

@@ -77,7 +77,7 @@ def _cooling(sys: Path) -> Iterator[Path]:
     """How far the kernel slows processors down: the first of each kind."""
     kinds = set()
     for device in sorted(sys.glob("class/thermal/cooling_device*"), key=lambda device: (len(device.name), device.name)):
-        kind = read_file(device / "type").decode().strip()
+        kind = read_file(device / "type").decode(errors="replace").strip()
         if COOLS_PROCESSORS.fullmatch(kind) and kind not in kinds:
             kinds.add(kind)
             yield device / "cur_state"

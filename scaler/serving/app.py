@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 
 from aiohttp import web
 
 from scaler import access_token
-from scaler.errors import ScalerError
+from scaler.errors import ConfigError, ScalerError
 from scaler.manager import ModelManager
 from scaler.serving import connections, openapi
 from scaler.serving.address import url_of
@@ -60,7 +61,10 @@ class Endpoint:
                 f"address such as 127.0.0.1, or server.token_file with a file that this makes: "
                 f"{access_token.HOW_TO_MAKE}",
             )
-        self._tls = None if settings.tls is None else server_context(settings.tls.certificate, settings.tls.key)
+        try:
+            self._tls = None if settings.tls is None else server_context(settings.tls.certificate, settings.tls.key)
+        except ConfigError as error:
+            raise manager.settings.error(("server", "tls"), str(error)) from error
         self._settings = settings
         self._manager, self._host, self._port = manager, host, port
         self._tracing = tracing(manager, os.environ)
@@ -135,10 +139,10 @@ class Endpoint:
                 ssl_handshake_timeout=handshake_s,
                 backlog=BACKLOG,
             )
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             await runner.cleanup()
             raise ScalerError(
-                f"cannot listen on {self._host}:{self._port}: {os.strerror(error.errno or 0)}; "
+                f"cannot listen on {self._host}:{self._port}: {_cause(error)}; "
                 "choose another address with --host or --port, or server.host and server.port in the configuration"
             ) from error
         self._runner = runner
@@ -155,3 +159,13 @@ class Endpoint:
         if self._server is not None:
             self._server.close()
         await runner.cleanup()
+
+
+def _cause(error: OSError | UnicodeError) -> str:
+    """The system's word for why nothing can listen there; the loop adds the address again."""
+    if isinstance(error, UnicodeError):
+        return "no machine can have that name"
+    # What kept a name from being looked up has numbers of its own.
+    if isinstance(error, socket.gaierror) or error.errno is None:
+        return str(error.strerror or error)
+    return os.strerror(error.errno)

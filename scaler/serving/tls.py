@@ -18,7 +18,7 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or "they are not such files"
         raise ConfigError(
-            f"server.tls: {certificate} and {key} cannot be used ({why}); expected a certificate in PEM, with those "
+            f"{certificate} and {key} cannot be used ({why}); expected a certificate in PEM, with those "
             "that it hangs on behind it, and its key, which no password protects"
         ) from error
     return context

@@ -43,17 +43,21 @@ def test_a_bad_configuration_is_one_message_with_file_and_line(scaler: Run, own_
 def test_what_it_shows_is_a_configuration_that_means_the_same(
     scaler: Run, own_config: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Whatever levels are called: nothing is lost or taken for something else."""
+    """Whatever levels are called, and lists too: nothing is lost or taken for something else."""
     ladder = [
         {"name": name, "model": f"models/{name}.gguf", "ram_gib": position + 0.5, "parallel": 1}
         for position, name in enumerate(NAMES)
     ]
+    arguments = ["--jinja", "-", "a: b # c", "~", "[x]", "1e3", "null"]
+    more = {"runtime": "llama-server", "binary": "llama-server", "model": "m.gguf", "arguments": arguments}
+    ladder.append({"name": "listed", "ram_gib": 100, "vram_gib": 1, "gpu": [0, 1], **more})
+    server = {"allow_hosts": ["scaler.lan", "null"], "allow_origins": ["null", "app://*"]}
     policy = {"max_level": "1e-3", "footprint_half_life_s": 1e-5}
     journal = {"path": str(tmp_path / "journal.jsonl")}
     recording = {"path": str(tmp_path / "recording")}
     remembered = {"path": str(tmp_path / "remembered.json")}
     config = {"tier": "mid_range", "ladder": ladder, "policy": policy, "journal": journal, "recording": recording}
-    config["remembered"] = remembered
+    config |= {"remembered": remembered, "server": server}
     path = own_config(json.dumps(config))
     shown = tmp_path / "shown.yaml"
     shown.write_text(scaler("config", "show").stdout, "utf-8")
@@ -61,7 +65,7 @@ def test_what_it_shows_is_a_configuration_that_means_the_same(
     before, after = load_settings(path), load_settings(shown)
     assert after.model_dump(exclude={"policy"}) == before.model_dump(exclude={"policy"})
     assert after.policy_on(tier) == before.policy_on(tier)
-    assert [level.name for level in after.ladder] == list(NAMES)
+    assert [level.name for level in after.ladder] == [*NAMES, "listed"]
 
 
 def test_it_shows_which_file_decided_each_value(scaler: Run, own_config: Callable[[str], Path]) -> None:

@@ -6,8 +6,9 @@ import json
 import os
 import pty
 import re
+import socketserver
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from scaler.settings import load_settings
 from tests.cli.conftest import SCALER, Run
-from tests.discovery.servers import answering, listing
+from tests.discovery.servers import answering, listing, response, speaking
 from tests.runtimes.ollama_server import Model, OllamaServer
 
 MIB = 1024**2
@@ -59,8 +60,13 @@ def models(path: Path) -> list[str]:
     return [str(level.model_dump()["model"]) for level in load_settings(path).ladder]
 
 
-def on_a_terminal(answer: str, environment: Mapping[str, str], *arguments: str) -> tuple[int, str]:
-    """The exit code and the screen of a command on a terminal on which a person types ``answer`` when it asks."""
+def on_a_terminal(
+    answer: str, environment: Mapping[str, str], *arguments: str, meanwhile: Callable[[], object] = lambda: None
+) -> tuple[int, str]:
+    """The exit code and the screen of a command on a terminal on which a person types ``answer`` when it asks.
+
+    ``meanwhile``: what is done while it waits for the answer.
+    """
     main, screen = pty.openpty()
     with subprocess.Popen(
         [*SCALER, *arguments], stdin=screen, stdout=screen, stderr=screen, env=environment, start_new_session=True
@@ -76,6 +82,7 @@ def on_a_terminal(answer: str, environment: Mapping[str, str], *arguments: str) 
                 break
             told += piece
             if told.endswith(b"[y/N] "):
+                meanwhile()
                 os.write(main, answer.encode())
     os.close(main)
     return running.returncode, told.decode().replace("\r\n", "\n")
@@ -141,6 +148,63 @@ def test_a_file_that_is_there_is_never_written_over_unasked(scaler: Run, ollama:
     assert scaler(*looked, "--force", "--yes").returncode == 0
     assert own.with_name("scaler.yaml.bak2").read_text() == first
     assert kept.read_text() == "tier: low_end\n"
+
+
+def test_what_writes_nothing_cannot_be_forced_to(scaler: Run, ollama: str, own: Path) -> None:
+    """`--stdout` is believed by whoever only wants to look; `--force` with `--yes` says the same twice."""
+    own.parent.mkdir(parents=True)
+    own.write_text("tier: low_end\n")
+    looked = ("init", "--only", "--url", ollama, "--force")
+    refused = scaler(*looked, "--stdout")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "scaler: --stdout writes nothing, and --force writes over a file; expected one of them\n"
+    assert own.read_text() == "tier: low_end\n"
+    assert scaler(*looked, "--yes").returncode == 0
+    assert own.with_name("scaler.yaml.bak").read_text() == "tier: low_end\n"
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_file_that_comes_to_be_there_while_it_looks_is_not_written_over(
+    scaler: Run, own: Path, more: tuple[str, ...]
+) -> None:
+    """The search takes seconds, in which a person may save what they have been writing."""
+
+    def talk(handler: socketserver.StreamRequestHandler, line: str) -> None:
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text("tier: low_end\n")
+        known = line.split()[1] == "/v1/models"
+        handler.wfile.write(response(json.dumps(listing("one")).encode(), 200 if known else 404))
+
+    with speaking(talk) as server:
+        refused = scaler("init", "--only", "--url", server.url, "--yes", *more)
+        assert refused.returncode == 1
+        assert f"scaler: {own} is there already, and nothing was written; --force replaces it" in refused.stderr
+        assert (own.read_text(), list(own.parent.iterdir())) == ("tier: low_end\n", [own])
+        assert scaler("init", "--only", "--url", server.url, "--yes", "--force", *more).returncode == 0
+    assert own.with_name("scaler.yaml.bak").read_text() == "tier: low_end\n"
+    assert models(own) == ["one"]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_that_comes_to_be_there_while_it_asks_is_not_written_over(
+    ollama: str, own: Path, places: dict[str, str], tmp_path: Path, link: bool
+) -> None:
+    """The person said yes to a new file, and to no other; a dangling link counts as a file."""
+
+    def save() -> None:
+        own.parent.mkdir(parents=True)
+        if link:
+            own.symlink_to(tmp_path / "elsewhere.yaml")
+        else:
+            own.write_text("tier: low_end\n")
+
+    code, screen = on_a_terminal("y\n", places, "init", "--only", "--url", ollama, meanwhile=save)
+    assert code == 1
+    assert f"Write {own}? [y/N] " in screen
+    assert f"{own} is there already, and nothing was written" in screen
+    assert list(own.parent.iterdir()) == [own]
+    assert not (tmp_path / "elsewhere.yaml").exists()
+    assert link or own.read_text() == "tier: low_end\n"
 
 
 def test_it_writes_where_it_is_told_to_or_where_scaler_will_read(

@@ -21,6 +21,8 @@ class Served:
 
     url: str
     asked: list[str] = field(default_factory=list)
+    faults: list[AssertionError] = field(default_factory=list)
+    """What ``talk`` found wrong with whoever asked."""
 
 
 @contextmanager
@@ -35,7 +37,11 @@ def speaking(talk: Callable[[socketserver.StreamRequestHandler, str], None]) -> 
             served.asked.append(line)
             # Whoever asked may have had enough.
             with contextlib.suppress(OSError):
-                talk(self, line)
+                try:
+                    talk(self, line)
+                except AssertionError as error:
+                    # Nobody would hear of it in this thread.
+                    served.faults.append(error)
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
@@ -49,6 +55,7 @@ def speaking(talk: Callable[[socketserver.StreamRequestHandler, str], None]) -> 
         finally:
             server.shutdown()
             thread.join()
+    assert served.faults == []
 
 
 def response(body: bytes, status: int = 200, kind: str = "application/json", *headers: str) -> bytes:

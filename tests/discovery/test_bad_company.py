@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socketserver
@@ -118,17 +119,21 @@ def test_what_does_not_answer_as_it_should_is_given_up_in_a_moment(kind: str) ->
     assert took_s < LONGEST_S
 
 
-def test_a_server_that_answers_everything_slowly_is_given_up_as_a_whole() -> None:
-    """Each answer is in time, all of them together would not be."""
+def test_a_server_that_answers_everything_slowly_is_given_up_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer is in time, all of them together would not be; so says the clock of whoever asks, put on by each."""
+    limit_s, ahead_s = 1000.0, 0.0
+    monkeypatch.setattr(asking, "NEAR_S", limit_s)
+    monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda _: time.monotonic() + ahead_s)
 
     def talk(handler: Handler, _: str) -> None:
-        time.sleep(0.8 * NEAR_S)
+        nonlocal ahead_s
+        ahead_s += 0.8 * limit_s
         handler.wfile.write(response(b"{}", 404))
 
     with speaking(talk) as bad:
-        (named_one, _), took_s = beside_a_good_one(bad)
-    assert named_one.note == "answers too slowly"
-    assert took_s < LONGEST_S
+        (source,) = search([named(bad.url)], [])
+    assert source.note == "answers too slowly"
+    assert len(bad.asked) == QUESTIONS + 1
 
 
 def test_where_nothing_listens_is_told_to_whoever_named_it_only() -> None:

@@ -106,6 +106,24 @@ def test_what_answers_nobody_is_left_out_with_the_reason(home: Path) -> None:
     assert len(told) == 8
 
 
+def test_what_may_not_be_looked_at_is_left_out_in_the_systems_words(home: Path) -> None:
+    """A link into a folder that is locked, or to itself, ended `scaler init` in a traceback; so did a name too long."""
+    folder = home / "models"
+    file(folder / "good.gguf")
+    (folder / "loop.gguf").symlink_to("loop.gguf")
+    (folder / "far.gguf").symlink_to("x" * 300)
+    sources = look([Folder(folder)])
+    assert names(sources) == ["~/models/good.gguf"]
+    assert reasons(sources) == {"loop.gguf": "too many levels of symbolic links", "far.gguf": "file name too long"}
+    odd = [home / ("x" * 300), folder / "loop.gguf", folder / "good.gguf" / "below"]
+    assert [source.note for source in look([Folder(path, named=True) for path in odd])] == [
+        "file name too long",
+        "too many levels of symbolic links",
+        "not a directory",
+    ]
+    assert look([Folder(path) for path in odd]) == []
+
+
 def test_a_model_in_several_parts_counts_once_and_whole(home: Path) -> None:
     """By its first part; without the others it is no model."""
     whole = home / "whole/big-00001-of-00002.gguf"

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pytest
@@ -21,7 +21,7 @@ from scaler.discovery import asking, vllm
 from scaler.discovery.found import CONTEXT_TOKENS, PARALLEL, Source
 from scaler.discovery.places import Place, named
 from scaler.discovery.searching import LEFT_ALONE, SCALER, STRANGER, search
-from scaler.level_settings import EmbeddedLevel, LevelSettings, LlamaRouterLevel
+from scaler.level_settings import EmbeddedLevel, LevelSettings, LlamaRouterLevel, ServedLevel
 from scaler.levels import GIB, RAM
 from scaler.manager import ModelManager
 from scaler.runtimes.embedded import EmbeddedRuntime
@@ -181,23 +181,6 @@ def test_an_lm_studio_that_is_too_old_is_told_so(status: int) -> None:
     else:
         # Nothing tells it from any other server with OpenAI's API.
         assert [model.runtime for model in source.models] == ["openai"]
-
-
-def test_a_server_that_wants_a_key_is_shown_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the name of a variable; the key itself is nowhere in what is found."""
-    monkeypatch.setenv("WRONG_KEY", "sk-lm-wrong")
-    monkeypatch.setenv("RIGHT_KEY", "sk-lm-right")
-    with LmStudioServer({"a": lmstudio_server.Model(1000)}) as server:
-        server.token = "sk-lm-right"
-        locked, wrong, right = only(server.url), only(server.url, "WRONG_KEY"), only(server.url, "RIGHT_KEY")
-        (unnamed,) = search([Place(server.url)], [])
-        server.faults.clear()
-    assert (locked.models, wrong.models) == ((), ())
-    assert "--key-env" in locked.note
-    assert "WRONG_KEY" in wrong.note
-    assert [model.key_env for model in right.models] == ["RIGHT_KEY"]
-    assert "sk-lm" not in repr((locked, wrong, right))
-    assert unnamed == locked
 
 
 # ------------------------------------------------------------------------------------------------ llama-server
@@ -374,6 +357,63 @@ def test_what_a_vllm_was_told_to_take_is_read_from_its_command_line(told: str, s
     """In the ways in which it may be written."""
     found = vllm.SHARE.search(told)
     assert (float(found[1]) if found else None) == share
+
+
+# ------------------------------------------------------------------------------------------------ with a key
+
+
+@contextmanager
+def locked_up(runtime: str, key: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a server of that kind that answers nobody without this key."""
+    match runtime:
+        case "ollama":
+            with OllamaServer({"a": ollama_server.Model(1000)}) as ollama:
+                ollama.token = key
+                yield ollama.url
+                ollama.faults.clear()
+        case "lmstudio":
+            with LmStudioServer({"a": lmstudio_server.Model(1000)}) as studio:
+                studio.token = key
+                yield studio.url
+                studio.faults.clear()
+        case "vllm":
+            nvml: FakeNvml = request.getfixturevalue("nvml")
+            nvml.gpu("Fake GPU", 24 * GIB, GIB)
+            with VllmServer(size_bytes=9 * GIB, state=nvml.state, api_key=key) as server:
+                yield server.url
+        case "llama-router":
+            models = str(request.getfixturevalue("folder"))
+            with llama_server("--models-dir", models, "--api-key", key, port=free_port()) as url:
+                yield url
+        case _:
+            with OpenAIServer(a="I am a") as other:
+                other.key = key
+                yield other.url
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        pytest.param(runtime, marks=needs_llama_server if runtime == "llama-router" else ())
+        for level in ServedLevel.__subclasses__()
+        for runtime in get_args(level.model_fields["runtime"].annotation)
+    ],
+)
+def test_a_server_that_wants_a_key_is_shown_the_one_that_is_named_and_so_are_its_levels(
+    runtime: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the name of a variable; the key itself is nowhere in what is found."""
+    monkeypatch.setenv("WRONG_KEY", "sk-test-wrong")
+    monkeypatch.setenv("RIGHT_KEY", "sk-test-right")
+    with locked_up(runtime, "sk-test-right", request) as url:
+        locked, wrong, right = only(url), only(url, "WRONG_KEY"), only(url, "RIGHT_KEY")
+        (unnamed,) = search([Place(url)], [])
+    assert (locked.models, wrong.models) == ((), ())
+    assert "--key-env" in locked.note
+    assert "WRONG_KEY" in wrong.note
+    assert {(model.runtime, model.key_env) for model in right.models} == {(runtime, "RIGHT_KEY")}
+    assert "sk-test" not in repr((locked, wrong, right))
+    assert unnamed == locked
 
 
 # ------------------------------------------------------------------------------------------------ others

@@ -104,11 +104,12 @@ def test_a_file_that_cannot_be_used_is_told_before_anything_is_started(
 ) -> None:
     """One error, no thread, no process, and nothing of the file is lost."""
     path.write_text("Dear Ada, " * 1000)
-    threads, children = set(threading.enumerate()), psutil.Process().children(recursive=True)
+    threads, children = set(threading.enumerate()), set(psutil.Process().children(recursive=True))
     with pytest.raises(ConversationError, match=r"conversations\.sqlite: cannot be opened \(file is not a database\)"):
         ModelManager(configure(conversations={"path": str(path)}), sensors=machine.sensors)
     assert set(threading.enumerate()) <= threads
-    assert psutil.Process().children(recursive=True) == children
+    # One that another test left may end meanwhile.
+    assert set(psutil.Process().children(recursive=True)) <= children
     assert path.read_text() == "Dear Ada, " * 1000
 
 

@@ -282,6 +282,8 @@ class OllamaServer:
         self.reply_type = "application/json"
         self.delay_s = 0.0
         """How late every answer comes."""
+        self.token: str | None = None
+        """What every request must have as its bearer token, as a proxy in front of Ollama may ask for one."""
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._runners: set[Loaded] = set()
@@ -342,6 +344,8 @@ class OllamaServer:
         try:
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)
+            if self.token is not None and request.headers.get("Authorization") != f"Bearer {self.token}":
+                raise _Refused(401, "Unauthorized")
             if self.reply is not None:
                 return web.Response(body=self.reply, content_type=self.reply_type)
             return await self._route(request)

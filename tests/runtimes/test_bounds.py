@@ -289,6 +289,15 @@ def test_empty_groups_of_scalers_that_are_gone_are_removed(laid_out: tuple[Path,
     assert left == {"scaler-4711", "scaler-4711-1-small", "scaler-4712-2-full", "scaler-notes", "other"}
 
 
+def test_a_disk_whose_name_is_no_utf_8_is_no_hindrance(laid_out: tuple[Path, Path]) -> None:
+    """It is in the same list as the groups' mount."""
+    proc, own = laid_out
+    mountinfo = proc / "self" / "mountinfo"
+    disk = b"29 24 8:17 / /media/M\xfcs\xc2\xa0\xc2\x85ik rw - vfat /dev/sdb1 rw\n"
+    mountinfo.write_bytes(disk + mountinfo.read_bytes())
+    assert ModelCgroups.below_own(proc).make("a", 1).path.parent == own
+
+
 @LINUX
 def test_a_unit_of_systemds_is_left_alone_unless_it_was_handed_over(laid_out: tuple[Path, Path]) -> None:
     """Else systemd could start nothing more in it, such as what a reload runs."""

@@ -83,6 +83,11 @@ def test_all_parts_of_a_model_count(tmp_path: Path) -> None:
     (tmp_path / "big-00002-of-00003.gguf").unlink()
     with pytest.raises(LevelUnavailable, match=r"big: .*big-00002-of-00003\.gguf: no such file"):
         weights_bytes("big", first)
+    (tmp_path / "big-00002-of-00003.gguf").symlink_to("big-00002-of-00003.gguf")
+    with pytest.raises(LevelUnavailable, match=r"big: .*big-00002-of-00003\.gguf: too many levels of symbolic links; "):
+        weights_bytes("big", first)
+    with pytest.raises(LevelUnavailable, match=r"big: .*x: file name too long; correct the level's model"):
+        weights_bytes("big", tmp_path / ("x" * 300))
 
 
 @pytest.mark.parametrize(

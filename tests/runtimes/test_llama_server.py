@@ -560,6 +560,11 @@ def locked(path: Path) -> Path:
     return path
 
 
+def loop(path: Path) -> Path:
+    path.symlink_to(path)
+    return path
+
+
 def without_its_libraries(path: Path) -> Path:
     shutil.copy(BINARY, path)
     return path
@@ -569,6 +574,8 @@ def without_its_libraries(path: Path) -> Path:
     ("make", "words"),
     [
         (lambda path: path, "llama-server: no such file; correct the level's binary"),
+        (lambda path: path.with_name("x" * 300), "file name too long; correct the level's binary"),
+        (loop, "llama-server: too many levels of symbolic links; correct the level's binary"),
         (locked, "not a program that may be run; try `chmod"),
         (foreign, "it ended with status 1: .*llama-server: Exec format error"),
         (lambda path: script(path, "exit 0"), "it ended with status 0 and said nothing"),

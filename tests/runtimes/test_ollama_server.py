@@ -32,7 +32,7 @@ def client(server: OllamaServer) -> Iterator[ollama.Client]:
 
 def wait_until_gone(server: OllamaServer, client: ollama.Client, name: str) -> None:
     """Ollama unloads behind its answer, so a client has to look."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if name not in [model.model for model in client.ps().models]:
             return

@@ -22,9 +22,9 @@ MIB = 1024**2
 
 
 def write(path: Path, text: object) -> Path:
-    """Write a file and the folders above it."""
+    """Write a file and the folders above it; text of any bytes, as `os.fsdecode` has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{text}\n")
+    path.write_bytes(os.fsencode(f"{text}\n"))
     return path
 
 

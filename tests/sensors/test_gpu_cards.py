@@ -16,12 +16,12 @@ import pytest
 import scaler
 from scaler.errors import SensorFailed
 from scaler.readings import Gpu, Reading
-from scaler.sensors import amd, gpu
+from scaler.sensors import amd, gpu, intel
 from scaler.sensors.drm import DrmGpus
 from scaler.sensors.gpu import Gpus, GpuSensor, Numbers
 from scaler.sensors.nvidia import NvidiaGpus
 from tests.sensors.conftest import GIB, MIB, FakeNvml, write
-from tests.sensors.test_gpu_sensor import Tree
+from tests.sensors.test_gpu_sensor import OtherGpus, Tree
 
 AMD_0, AMD_1 = "0000:03:00.0", "0000:0a:00.0"
 
@@ -199,6 +199,34 @@ def test_our_part_is_unknown_where_we_may_not_look(monkeypatch: pytest.MonkeyPat
         (machine.proc / "4242" / "fd").chmod(0o755)
 
 
+@pytest.mark.parametrize("kept", ["mem_info_vram_total", "mem_info_vram_used", "drm"])
+def test_a_card_that_is_kept_from_us_costs_the_others_nothing(kept: str) -> None:
+    """As in a sandbox: what it may not look at is not a card that fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        machine = Machine(Path(folder))
+        hidden = machine.amd(0, AMD_0, 8 * GIB, 4 * GIB) / kept
+        machine.amd(1, AMD_1, 24 * GIB, GIB)
+        hidden.chmod(0o000)
+        with unprivileged():
+            assert [card.total_bytes for card in machine.sensor().read() or ()] == [24 * GIB]
+            assert machine.gpus().held() == {0: {}}
+        hidden.chmod(0o755)
+
+
+def test_where_no_card_may_be_looked_at_the_other_makers_are_read() -> None:
+    """The folder of all cards may be kept from us, too."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        machine = Machine(Path(folder))
+        machine.amd(0, AMD_0, 8 * GIB, 4 * GIB)
+        cards, nvidia = machine.sys / "class" / "drm", Gpu(0, "NVIDIA A", GIB, 0, GIB)
+        cards.chmod(0o000)
+        with unprivileged():
+            assert GpuSensor(Tree(), gpus=[OtherGpus(nvidia), machine.gpus()]).read() == (nvidia,)
+        cards.chmod(0o755)
+
+
 def test_what_every_process_holds_is_told_once(machine: Machine) -> None:
     """What one opened and handed on is held by whom it was handed to."""
     machine.amd(0, AMD_0, 8 * GIB, 5 * GIB)
@@ -366,3 +394,18 @@ def test_an_intel_card_whose_use_is_kept_from_us_is_left_out(machine: Machine, x
     """To a user without the right to know, the kernel says 0; a chip within the processor has no memory of its own."""
     machine.card(0, XE_0, "xe", "0x8086", device="0xe20b")
     assert intels(machine, xe_driver, regions) == "[] {}"
+
+
+def test_an_intel_card_that_a_container_was_not_given_costs_the_others_nothing(
+    machine: Machine, nvml: FakeNvml
+) -> None:
+    """It sees the host's cards in sysfs, and none of their nodes."""
+    nvml.gpu("NVIDIA A", 24 * GIB, 10 * GIB)
+    machine.pci("0000:01:00.0", "0x10de")
+    machine.card(0, XE_0, "xe", "0x8086", device="0xe20b")
+    shutil.rmtree(machine.devices)
+    drivers = {"xe": intel.figures}
+    cards = DrmGpus(machine.numbers.of, drivers, sys=machine.sys, proc=machine.proc, devices=machine.devices)
+    sensor = GpuSensor(Tree(), gpus=[NvidiaGpus(machine.numbers.of), cards])
+    assert [card.name for card in sensor.read() or ()] == ["NVIDIA A"]
+    assert cards.held() == {}

@@ -151,6 +151,17 @@ def test_a_mount_point_with_a_blank_is_found(proc: FakeProc, tmp_path: Path) -> 
     assert v2(proc, tmp_path / "c g", "/box").read().total_bytes == GIB
 
 
+@pytest.mark.parametrize("name", [b"M\xfcsik", "M\N{NO-BREAK SPACE}u\N{LINE SEPARATOR}\r\x85sik".encode()])
+def test_a_mount_point_and_a_group_may_be_of_any_bytes(proc: FakeProc, tmp_path: Path, name: bytes) -> None:
+    """A disk's label in another encoding: it kept `scaler tier` from telling, and ended a daemon that read anew."""
+    odd = os.fsdecode(name)
+    v2_group(tmp_path / odd / odd, GIB)
+    proc.cgroup(f"0::/{odd}")
+    disk = ("/", Path("/media") / odd, "vfat /dev/sdb1 rw,codepage=437")
+    proc.mounts(disk, ("/", tmp_path / odd, "cgroup2 cgroup2 rw,nsdelegate"))
+    assert MemorySensor(proc=proc.path).read().total_bytes == GIB
+
+
 def test_a_v1_limit_holds_with_the_cache_of_the_groups_below(proc: FakeProc, tmp_path: Path) -> None:
     """v1 counts the whole hierarchy in usage, and only total_inactive_file does so for the cache."""
     v1_group(tmp_path / "cg", V1_UNLIMITED, usage=9 * GIB)

@@ -91,7 +91,9 @@ def test_the_kernel_slowing_processors_down_is_heat_for_as_long_as_it_does(machi
     assert machine.throttled() is False
 
 
-@pytest.mark.parametrize("kind", ["Fan", "LCD", "intel_powerclamp", "thermal-devfreq-0", "mmc0", "Processor fan"])
+@pytest.mark.parametrize(
+    "kind", ["Fan", "LCD", "intel_powerclamp", "thermal-devfreq-0", "mmc0", "Processor fan", "L\udcfcfter"]
+)
 def test_what_cools_by_other_means_is_no_heat(machine: Machine, kind: str) -> None:
     """A fan that turns slows nothing down."""
     machine.cooling(0, kind, 1)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from scaler.absent import no_file
 from scaler.cli.examination import Finding, Patient, note, ok, problem
 from scaler.errors import ConfigError, LevelUnavailable, MissingExtra
 from scaler.level_settings import (
@@ -84,10 +85,10 @@ def _each(settings: Settings) -> Iterator[Finding]:
             continue
         if isinstance(level, ServedLevel):
             yield _served(level, there[level.name], runtime_or_none)
-        elif isinstance(level, EmbeddedLevel | LlamaServerLevel) and level.model.is_file():
+        elif isinstance(level, EmbeddedLevel | LlamaServerLevel) and not no_file(level.model):
             yield _file(level, runtime_or_none)
     vectors = settings.embeddings
-    if vectors is not None and vectors.model.is_file() and runtimes[vectors.runtime] is not None:
+    if vectors is not None and not no_file(vectors.model) and runtimes[vectors.runtime] is not None:
         yield _embeddings(vectors)
 
 
