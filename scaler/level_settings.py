@@ -17,7 +17,10 @@ from scaler.levels import GIB, RAM, gpu_resource
 MOST_GIB = 1_000_000
 MOST_S = 1_000_000
 MOST_TOKENS = 100_000_000
+MOST_LAYERS = 100_000
+MOST_THREADS = 4096
 """No machine, no load and no model has more: a figure beyond these is a slip, and sums with it would overflow."""
+GpuNumber = Annotated[int, Field(ge=0, le=1023)]
 _JUDGED = {"quality", "ram_gib", "vram_gib", "load_s", "load_timeout_s", "standby"}
 """The keys of a level that say how it is judged, and nothing of what is loaded."""
 
@@ -38,7 +41,7 @@ class LevelSettings(Section):
     """What it takes of RAM when serving, in GiB; estimated when left out, where the runtime can."""
     vram_gib: Annotated[float, Field(ge=0, le=MOST_GIB)] = 0.0
     """What it takes of GPU memory when serving, in GiB; of each GPU where ``gpu`` names several."""
-    gpu: Annotated[int, Field(ge=0)] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = 0
+    gpu: GpuNumber | Annotated[tuple[GpuNumber, ...], Field(min_length=1)] = 0
     """Which GPU that is, or a list of several."""
     load_s: Annotated[float, Field(gt=0, le=MOST_S)] = 5.0
     """How long loading is expected to take, in seconds; learned once it was loaded."""
@@ -82,11 +85,11 @@ class EmbeddedLevel(LevelSettings):
     """The GGUF file; ~ is the home directory, a relative path is relative to the configuration file."""
     kv_cache: Literal["f16", "q8_0", "q4_0"] = "f16"
     """How the key-value cache holds its figures: q8_0 takes about half of the memory of f16, q4_0 about a quarter."""
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] | None = None
     """Processor threads for generation; half of the cores when left out, at least one."""
-    gpu_layers: Annotated[int, Field(ge=0)] = 0
+    gpu_layers: Annotated[int, Field(ge=0, le=MOST_LAYERS)] = 0
     """How many layers go onto the GPU."""
-    gpu: Annotated[int, Field(ge=0)] = 0
+    gpu: GpuNumber = 0
     """Which GPU that is."""
     mmap: bool = False
     """Map the file instead of reading it. Mapped pages do not show as used, so scaler cannot see them."""
@@ -114,9 +117,9 @@ class LlamaServerLevel(LevelSettings):
     """The GGUF file, likewise."""
     kv_cache: Literal["f16", "q8_0", "q4_0"] = "f16"
     """How the key-value cache holds its figures: q8_0 takes about half of the memory of f16, q4_0 about a quarter."""
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] | None = None
     """Processor threads for generation; half of the cores when left out, at least one."""
-    gpu_layers: Annotated[int, Field(ge=0)] = 0
+    gpu_layers: Annotated[int, Field(ge=0, le=MOST_LAYERS)] = 0
     """How many layers go onto the GPU."""
     arguments: tuple[str, ...] = ()
     """More of the program's arguments, such as ["--jinja"]."""
@@ -149,7 +152,7 @@ class OllamaLevel(ServedLevel):
     """Where Ollama listens."""
     model: Annotated[str, Field(min_length=1)]
     """What Ollama calls the model, such as llama3.2:3b."""
-    num_gpu: Annotated[int, Field(ge=0)] | None = None
+    num_gpu: Annotated[int, Field(ge=0, le=MOST_LAYERS)] | None = None
     """How many layers go onto the GPU; as Ollama decides when left out."""
 
     @property

@@ -23,6 +23,7 @@ from scaler.ladder_faults import ladder_faults, limit_faults, no_level
 from scaler.level_settings import (
     MOST_GIB,
     MOST_S,
+    MOST_THREADS,
     MOST_TOKENS,
     EmbeddedLevel,
     LevelOfRuntime,
@@ -53,7 +54,7 @@ class EmbeddingSettings(Section):
     """What it takes of RAM when loaded, in GiB; estimated from the file when left out."""
     context_tokens: Annotated[int, Field(ge=16, le=MOST_TOKENS)] = 2048
     """The longest text, in tokens; its memory grows with it."""
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] | None = None
     """Processor threads; half of the cores when left out, at least one."""
     pooling: Literal["mean", "cls", "last"] | None = None
     """How the vectors of a text's tokens become one; as the file says when left out, mean when that says nothing."""
@@ -424,8 +425,14 @@ def _found() -> Path | None:
     if named := os.environ.get("SCALER_CONFIG"):
         return Path(named)
     own = paths.config_file()
-    # A dangling link is a file too: what it should lead to was meant to be read.
-    return own if own.exists() or own.is_symlink() else None
+    try:
+        # A dangling link is a file too: what it should lead to was meant to be read.
+        own.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        pass  # Reading it will tell why it cannot be.
+    return own
 
 
 def _model(path: Path, folder: Path, key: Key, faults: list[Fault]) -> Path:

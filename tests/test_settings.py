@@ -159,9 +159,19 @@ WRONG = [
         "3 cannot be used; expected one of 1, 2",
     ),
     (OLLAMA.format("num_gpu: -1"), 2, "ladder[0].num_gpu", "-1 cannot be used; expected a whole number from 0"),
-    (OLLAMA.format("gpu: x"), 2, "ladder[0].gpu", "'x' cannot be used; expected a whole number from 0 or a list of"),
+    (
+        OLLAMA.format("gpu: x"),
+        2,
+        "ladder[0].gpu",
+        "'x' cannot be used; expected a whole number from 0 and up to 1,023 or",
+    ),
     (OLLAMA.format("gpu: [0, x]"), 2, "ladder[0].gpu[1]", "'x' cannot be used; expected a whole number from 0"),
-    (OLLAMA.format("gpu: []"), 2, "ladder[0].gpu", "an empty list cannot be used; expected a whole number from 0 or a"),
+    (
+        OLLAMA.format("gpu: []"),
+        2,
+        "ladder[0].gpu",
+        "an empty list cannot be used; expected a whole number from 0 and up",
+    ),
     (OLLAMA.format("url: 'http://10.0.0.1'"), 2, "ladder[0].url", "is not this machine, whose memory is watched"),
     (
         OLLAMA.format("url: 'http://me:sesame@127.0.0.1'"),
@@ -868,6 +878,17 @@ def test_files_are_where_the_platform_has_them(
     monkeypatch.setattr("sys.platform", platform)
     places = [paths.config(), paths.state(), paths.cache()]
     assert places == [Path(place.format(home=home)) for place in (config, state, cache)]
+
+
+def test_ones_own_file_that_may_not_be_looked_at_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one's own all the same: the shipped one in its place would be somebody else's ladder."""
+    folder = tmp_path / "circle"
+    folder.symlink_to(folder)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
+    with pytest.raises(ConfigError, match=r"scaler\.yaml: cannot be read \(Too many levels of symbolic links\)"):
+        load_settings()
 
 
 def test_settings_are_immutable() -> None:

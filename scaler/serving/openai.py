@@ -142,7 +142,16 @@ def checked(raw: bytes) -> dict[str, Any]:
         # To Python, true is a number as well.
         if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
             raise RequestRejected(f"{name!r} must be {words}")
+    form = body.get("response_format") or {}
+    if form.get("type") == "json_schema" and not _has_schema(form):
+        # llama.cpp would take it for any JSON.
+        raise RequestRejected("'response_format.json_schema.schema' must be an object: a JSON schema")
     return body
+
+
+def _has_schema(form: Mapping[str, Any]) -> bool:
+    described = form.get("json_schema")
+    return isinstance(described, dict) and isinstance(described.get("schema"), dict)
 
 
 def _check_messages(body: Mapping[str, Any]) -> None:

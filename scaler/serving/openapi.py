@@ -74,8 +74,11 @@ CHAT = _object(
     tools=_list(TOOL),
     tool_choice=_any({"enum": ["auto", "none", "required"]}, OBJECT),
     parallel_tool_calls=FLAG,
-    response_format=_object(
-        ("type",), type={"enum": ["text", "json_object", "json_schema"]}, json_schema=_object(schema=OBJECT)
+    response_format=_any(
+        _object(("type",), type={"enum": ["text", "json_object"]}),
+        _object(
+            ("type", "json_schema"), type={"const": "json_schema"}, json_schema=_object(("schema",), schema=OBJECT)
+        ),
     ),
     chat_template_kwargs=OBJECT,
     logprobs=FLAG,

@@ -37,6 +37,11 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("'response_format'", {"response_format": "json"}),
     ("response_format", {"response_format": {"type": "xml"}}),
     ("schema", {"response_format": SCHEMA}),
+    ("'response_format.json_schema.schema'", {"response_format": {"type": "json_schema"}}),
+    (
+        "'response_format.json_schema.schema'",
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+    ),
     ("'logit_bias'", {"logit_bias": "x"}),
     ("'parallel_tool_calls'", {"parallel_tool_calls": "x"}),
     ("$ref", {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": ENDLESS}}}),

@@ -31,7 +31,11 @@ def walk_installer(name: str, tools: Environment, wheel: Path, folder: Path) -> 
     home.mkdir()
     shutil.copy(wheel, index)
     places = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(("PIPX_", "UV_TOOL", "XDG_", "PYTHON"))},
+        **{
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("PIPX_", "UV_TOOL", "XDG_", "PYTHON"))
+        },
         "HOME": str(home),
         "USERPROFILE": str(home),
         "PATH": os.pathsep.join([str(tools.programs), os.defpath]),

@@ -37,9 +37,9 @@ def examine(patient: Patient) -> Iterator[Finding]:
 
 
 def _file(about: str, path: Path, key: str) -> Finding:
-    if path.is_dir():
+    if os.path.isdir(path):
         return problem(about, f"{path} is a folder, and nothing can be kept there", f"name a file: {key}")
-    if path.exists():
+    if os.path.exists(path):
         if not os.access(path, os.R_OK | os.W_OK):
             return problem(about, f"{path} may not be written by you", _another(key))
         return ok(about, str(path))
@@ -48,8 +48,8 @@ def _file(about: str, path: Path, key: str) -> Finding:
 
 def _folder(about: str, folder: Path, key: str, shown: Path | None = None) -> Finding:
     """Whether something can be made in a folder, which is made itself where it is not there."""
-    there = next(one for one in (folder, *folder.parents) if one.exists() or one == one.parent)
-    if not there.is_dir():
+    there = next(one for one in (folder, *folder.parents) if os.path.lexists(one) or one == one.parent)
+    if not os.path.isdir(there):
         return problem(about, f"{there} is a file, where {shown or folder} needs a folder", f"name another: {key}")
     if not os.access(there, os.W_OK | os.X_OK):
         return problem(about, f"{shown or folder} cannot be made: {there} may not be written by you", _another(key))
@@ -61,7 +61,7 @@ def _another(key: str) -> str:
 
 
 def _room(path: Path) -> Iterator[Finding]:
-    there = next((one for one in path.parents if one.is_dir()), None)
+    there = next((one for one in path.parents if os.path.isdir(one)), None)
     if there is None:
         return
     disk = shutil.disk_usage(there)
