@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from scaler import past
-from scaler.journal import Journal, JournalError
+from scaler.journal import KINDS, Journal, JournalError
 from scaler.readings import Memory, Reading
 from scaler.recordings import Recorder
 
@@ -199,6 +200,8 @@ def test_an_outcome_whose_decision_was_not_asked_for_is_no_event() -> None:
         {"at": "0001-01-01T00:00:00", "event": "pin"},
         {"at": "2026-11-28T00:00:00+00:00", "event": "decision"},
         {"at": "2026-11-28T00:00:00+00:00", "event": ["pin"]},
+        {"at": "2026-11-28T00:00:00", "event": "budget_restored", "level": "small"},
+        {"at": "9999-12-31T23:59:59+00:00", "event": "budget_restored", "level": "small"},
     ],
     ids=str,
 )
@@ -208,3 +211,60 @@ def test_what_is_no_journal_is_refused(tmp_path: Path, line: dict[str, Any]) -> 
     path.write_text(json.dumps(line) + "\n")
     with pytest.raises(JournalError, match="no record of scaler's"):
         list(past.records(path))
+
+
+RECORDS: dict[str, dict[str, Any]] = {
+    "decision": {"ticket": 1, "source": "off", "dest": "small", "direction": "up", "reason": "it fits"},
+    "hurried": {"switch": {"ticket": 1}},
+    "switched": {"ticket": 1, "source": "off", "level": "small", "took_s": 1.5, "load_s": 1.0},
+    "switch_failed": {"ticket": 1, "level": "large", "still_serving": "small", "reason": "no file"},
+    "died": {"level": "small", "reason": "killed"},
+    "standby_lost": {"level": "small", "reason": "killed"},
+    "unload_failed": {"level": "small", "reason": "it hangs"},
+    "pin": {"level": None},
+    "budget_lowered": {"level": "small", "max_tokens": 256, "reason": "memory is short"},
+    "budget_restored": {"level": "small"},
+    "drained": {"level": "small", "answers": 2, "handed_over": 1, "took_s": 3.0},
+    "handed_over": {"level": "small", "tokens": 7, "reason": None},
+    "not_remembered": {"conversation_id": "c", "level": "small", "reason": "no room"},
+    "advised": {"level": "small", "lacking": {}, "suggestions": [], "reason": "nothing helps"},
+    "embeddings_loaded": {"name": "e", "load_s": 1.0, "reason": "there is room"},
+    "embeddings_gone": {"name": "e", "reason": "idle"},
+    "told": {"kind": "downgrade", "level": "small", "text": "smaller for now"},
+    "reconfigured": {"changes": [{"key": "tier", "before": "a", "after": None}], "restart": ["server.port"]},
+}
+"""One whole record of each kind that the journal has."""
+UNREAD = {"decision": {"direction"}, "switched": {"source"}, "advised": {"level", "lacking"}, "told": {"kind", "level"}}
+"""What nobody is told of them, and may be whatever it is."""
+LACKING = object()
+WRONG: Sequence[Any] = (LACKING, None, 7, 10**400, "seven", [], [None], [{"text": 7}], {}, {"ticket": []})
+"""What a field can be in a file that somebody edited, or that another version wrote."""
+
+
+def test_of_each_kind_one_is_tried() -> None:
+    """A new kind is to be told, too."""
+    assert RECORDS.keys() == set(KINDS.values())
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_record_that_cannot_be_told_is_refused(tmp_path: Path, kind: str) -> None:
+    """Whatever it lacks; and one that is not refused can be told, wherever it stands."""
+    path = tmp_path / "journal.jsonl"
+    decided, done, whole = (record("11-28T12:00", name) | RECORDS[name] for name in ("decision", "switched", kind))
+
+    def told(records: Sequence[dict[str, Any]]) -> None:
+        path.write_text("".join(f"{json.dumps(one)}\n" for one in records))
+        for event in past.joined(past.records(path)):
+            assert past.in_words(event)
+        past.days(past.records(path), LADDER, ALWAYS, at("11-28T13:00"), 1)
+
+    told([decided, whole, done])
+    refused = set()
+    for key, value in itertools.product(RECORDS[kind], WRONG):
+        changed = {name: one for name, one in {**whole, key: value}.items() if one is not LACKING}
+        for story in ([changed], [decided, changed, done], [changed, decided]):
+            try:
+                told(story)
+            except JournalError:
+                refused.add(key)
+    assert refused == RECORDS[kind].keys() - UNREAD.get(kind, set())

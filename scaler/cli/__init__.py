@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TextIO
 
 from scaler import __version__
 from scaler.errors import ConfigError, DaemonUnreachable, ScalerError
@@ -137,7 +140,32 @@ def _complete() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Errors of ours are one message on stderr."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    _prepare_streams()
+    try:
+        code = _outcome(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has had enough of it, as in `scaler history | head`.
+        code = EXIT_OK
+    except OSError as error:
+        # Of a file it is another fault, and where a line's end can still be written, too.
+        if error.filename is not None or _takes(sys.stdout, "\n"):
+            raise
+        _complain(f"not all could be written to the standard output: {error.strerror or error}")
+        code = EXIT_FAILED
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the shell's prompt is not to stand behind what was being said
+        code = EXIT_INTERRUPTED
+    for stream in (sys.stdout, sys.stderr):
+        if not _takes(stream, ""):
+            # What is still buffered goes nowhere, or the interpreter would fail on it again at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
+
+
+def _outcome(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code, also of what went wrong, which was told then."""
     try:
         if COMPLETING in os.environ:
             _complete()
@@ -148,24 +176,44 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help(sys.stderr)
             return EXIT_USAGE
         args = _parsed(parser, arguments)
-        code = int(args.run(args))
-        sys.stdout.flush()
-        return code
+        return int(args.run(args))
     except ConfigError as error:
-        print(f"scaler: {printable(str(error))}", file=sys.stderr)
+        _complain(str(error))
         return EXIT_USAGE
     except DaemonUnreachable as error:
-        print(f"scaler: {printable(str(error))}", file=sys.stderr)
+        _complain(str(error))
         return EXIT_UNREACHABLE
     except ScalerError as error:
-        print(f"scaler: {printable(str(error))}", file=sys.stderr)
+        _complain(str(error))
         return EXIT_FAILED
-    except BrokenPipeError:
-        # Whoever read our output has had enough of it, as in `scaler history | head`.
-        # What is still buffered goes nowhere, or the interpreter would fail on it again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
-    except KeyboardInterrupt:
-        if sys.stderr.isatty():
-            print(file=sys.stderr)  # the shell's prompt is not to stand behind what was being said
-        return EXIT_INTERRUPTED
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # the exit code says it, too
+        print(f"scaler: {printable(text)}", file=sys.stderr)
+
+
+def _prepare_streams() -> None:
+    """Have the standard streams take every character and give some for every byte, whatever their encoding is; one that
+    was closed before we began is as an empty file, and takes all.
+    """
+    for name, mode, errors in (
+        ("stdin", "r", "replace"),
+        ("stdout", "w", "backslashreplace"),
+        ("stderr", "w", "backslashreplace"),
+    ):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # for as long as we run
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _takes(stream: TextIO, text: str) -> bool:
+    """Whether ``text``, and what is buffered before it, can be written."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        return False
+    return True

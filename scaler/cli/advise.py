@@ -11,6 +11,9 @@ from scaler.cli import EXIT_OK, Command
 from scaler.cli.daemon import add_arguments, daemon
 from scaler.printable import one_line
 
+KEYS = ("state", "lacking", "coming", "waits", "unread", "suggestions", "reason")
+"""What is read of the daemon's answer."""
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
@@ -18,7 +21,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    advice = daemon(args).ask("/advice")
+    advice = daemon(args).ask("/advice", KEYS)
     if args.json:
         print(json.dumps(advice, indent=2))
     else:

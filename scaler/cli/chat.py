@@ -8,10 +8,12 @@ import sys
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.daemon import Daemon, add_arguments, daemon
 from scaler.errors import DaemonUnreachable, ScalerError
-from scaler.printable import printable
+from scaler.printable import one_line, printable
 
 ANSWER_TIMEOUT_S = 600.0
 """The longest silence in an answer: a large model may read a long prompt for minutes on a small machine."""
+KEYS = ("choices", "model")
+"""What is read of each event of an answer."""
 ENDS = ("/quit", "/exit")
 """What ends a conversation on a terminal, as in other programs; a pipe has no commands, only questions."""
 HELP = """\
@@ -61,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
             if not talking or isinstance(error, DaemonUnreachable):
                 raise
             # A question that could not be answered is not the end of the conversation; it may be put again.
-            print(f"scaler: {error}", file=sys.stderr)
+            print(f"scaler: {printable(str(error))}", file=sys.stderr)
             messages.pop()
 
 
@@ -69,13 +71,13 @@ def _say(running: Daemon, messages: list[dict[str, str]], options: dict[str, int
     """Print the answer as it comes, with the level that gives it on a terminal; return it."""
     text = ""
     body = {"messages": messages, "stream": True, **options}
-    for event in running.stream("/v1/chat/completions", body, ANSWER_TIMEOUT_S):
-        for choice in event.get("choices", ()):
+    for event in running.stream("/v1/chat/completions", KEYS, body, ANSWER_TIMEOUT_S):
+        for choice in event["choices"]:
             piece = choice.get("delta", {}).get("content") or ""
             if not text:
                 piece = piece.lstrip()
                 if piece and sys.stdout.isatty():
-                    print(f"{event['model']}> ", end="")
+                    print(f"{one_line(event['model'])}> ", end="")
             text += piece
             # A model may have been told to say what a terminal takes for commands.
             print(printable(piece), end="", flush=True)

@@ -9,6 +9,9 @@ from scaler.cli import EXIT_NO, EXIT_OK, Command
 from scaler.cli.daemon import add_arguments, daemon
 from scaler.printable import one_line
 
+KEYS = ("action", "level", "max_tokens", "reason")
+"""What is read of the daemon's answer."""
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
@@ -16,7 +19,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    check = daemon(args).ask("/check")
+    check = daemon(args).ask("/check", KEYS)
     if args.json:
         print(json.dumps(check, indent=2))
     else:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import re
 import ssl
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from scaler import access_token
+from scaler import __version__, access_token
 from scaler.access_token import AccessToken
 from scaler.errors import ConfigError, DaemonUnreachable, ScalerError
 from scaler.printable import printable
@@ -26,6 +27,10 @@ from scaler.settings import EVERYWHERE, ServerSettings, load_settings, read_sett
 from scaler.words import faults
 
 END = "-----END CERTIFICATE-----"
+SENT = re.compile(rb"[!-~]+")
+"""What an address can have in it where it is sent."""
+OURS = ("state", "serving", "missing")
+"""What every scaler's status has, of whatever version it is."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,34 +68,52 @@ class Daemon:
             print(printable(warning), file=sys.stderr)
 
     def ask(
-        self, path: str, *, method: str = "GET", body: Mapping[str, Any] | None = None, timeout_s: float = 10.0
-    ) -> Any:
-        """The daemon's JSON answer. Raises DaemonUnreachable, or ScalerError with the daemon's own words."""
+        self,
+        path: str,
+        keys: Iterable[str],
+        *,
+        method: str = "GET",
+        body: Mapping[str, Any] | None = None,
+        timeout_s: float = 10.0,
+    ) -> dict[str, Any]:
+        """The daemon's answer, a JSON object that has ``keys``; ``a.b`` is the ``b`` of its ``a``.
+
+        Raises DaemonUnreachable, or ScalerError: with the daemon's own words, or because what answers is no scaler or
+        one of another version.
+        """
         with self._open(path, method, body, timeout_s) as response:
-            try:
-                return json.load(response)
-            except ValueError as error:
-                raise ScalerError(self._no_scaler("its answer is no JSON")) from error
+            answer = self._object(response.read())
+        if lacking := [key for key in keys if not _has(answer, key.split("."))]:
+            # Which other one, a scaler of any version tells with how it stands.
+            status = answer if path == "/status" else self.ask("/status", ())
+            raise ScalerError(self._other(status, lacking))
+        return answer
 
-    def status(self, timeout_s: float = 10.0) -> dict[str, Any]:
-        """What ``GET /status`` says. Raises as `ask` does, and ScalerError where what answers is no scaler."""
-        status = self.ask("/status", timeout_s=timeout_s)
-        if not (isinstance(status, dict) and {"state", "serving", "missing"} <= status.keys()):
-            raise ScalerError(self._no_scaler("its answer is another program's"))
-        return status
+    def status(self, keys: Iterable[str] = (), timeout_s: float = 10.0) -> dict[str, Any]:
+        """What ``GET /status`` says. Raises as `ask` does."""
+        return self.ask("/status", (*OURS, *keys), timeout_s=timeout_s)
 
-    def stream(self, path: str, body: Mapping[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
-        """The server-sent events of an answer, parsed, until the daemon says that it is done."""
+    def stream(
+        self, path: str, keys: Iterable[str], body: Mapping[str, Any], timeout_s: float
+    ) -> Iterator[dict[str, Any]]:
+        """The server-sent events of an answer, JSON objects that have ``keys``, until the daemon says that it is done.
+
+        Raises as `ask` does, and ScalerError where the answer breaks off.
+        """
         with self._open(path, "POST", body, timeout_s) as response:
+            if response.headers.get_content_type() != "text/event-stream":
+                raise ScalerError(self._no_scaler("its answer is no stream of events"))
             for line in response:
                 if not line.startswith(b"data: "):
                     continue
                 data = line[len(b"data: ") :].strip()
                 if data == b"[DONE]":
                     return
-                event = json.loads(data)
-                if "error" in event:
-                    raise ScalerError(event["error"]["message"])
+                event = self._object(data)
+                if _has(event, ("error", "message")):
+                    raise ScalerError(str(event["error"]["message"]))
+                if not all(_has(event, (key,)) for key in keys):
+                    raise ScalerError(self._no_scaler("its answer is another program's"))
                 yield event
         raise ScalerError("the answer broke off; `scaler history` may say why")
 
@@ -109,12 +132,7 @@ class Daemon:
         self, path: str, method: str, body: Mapping[str, Any] | None, timeout_s: float
     ) -> Iterator[http.client.HTTPResponse]:
         data = None if body is None else json.dumps(body).encode()
-        try:
-            request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
-            if request.type not in ("http", "https"):
-                raise ValueError(f"{self.url!r} is no address of a web server")
-        except ValueError as error:
-            raise ConfigError(f"--url: {error}; expected an address such as http://127.0.0.1:8484") from error
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
         if self.token is not None:
             # Not to wherever the request may be redirected.
             request.add_unredirected_header("Authorization", self.token.authorization)
@@ -136,6 +154,27 @@ class Daemon:
                 )
             raise DaemonUnreachable(f"no daemon answers at {self.url}{path} ({reason}); {do}") from error
 
+    def _object(self, text: bytes) -> dict[str, Any]:
+        """A JSON object. Raises ScalerError."""
+        try:
+            told = json.loads(text)
+        except ValueError as error:
+            raise ScalerError(self._no_scaler("its answer is no JSON")) from error
+        if not isinstance(told, dict):
+            raise ScalerError(self._no_scaler("its answer is another program's"))
+        return told
+
+    def _other(self, status: dict[str, Any], lacking: Sequence[str]) -> str:
+        """Why an answer that has not what was expected cannot be used."""
+        if not all(key in status for key in OURS):
+            return self._no_scaler("its answer is another program's")
+        version = status.get("version")
+        whose = "of another version" if version in (None, __version__) else version
+        return (
+            f"what answers at {self.url} is scaler {whose}, and this command {__version__} (its answer lacks "
+            f"{', '.join(lacking)}); start the daemon anew, so that it is what is installed"
+        )
+
     def _no_scaler(self, why: str) -> str:
         return (
             f"what answers at {self.url} is no scaler ({why}); give the daemon's address with --url, or start one at a "
@@ -146,19 +185,19 @@ class Daemon:
 def daemon(args: argparse.Namespace, *, warns: bool = True) -> Daemon:
     """The daemon that is meant, with a warning if the configuration has mistakes: it may run all the same.
 
-    ``warns`` is False for who tells them otherwise. Raises ConfigError for a token that cannot be used.
+    ``warns`` is False for who tells them otherwise. Raises ConfigError for an address or a token that cannot be used.
     """
     settings, misread = _server(args.config)
     host = EVERYWHERE.get(settings.host, settings.host)
-    url = _url(settings)
+    url, said_by = _url(settings), "server.host"
     if args.url:
-        given = str(args.url).rstrip("/")
-        url, misread = given if "://" in given else f"http://{given}", None
+        given = str(args.url)
+        url, said_by, misread = given if "://" in given else f"http://{given}", "--url", None
     # Another machine's daemon is another one: it has another certificate, and is not told what opens this one.
-    own = _host(url) in (host, "localhost", "127.0.0.1", "::1")
+    own = _host(url, said_by) in (host, "localhost", "127.0.0.1", "::1")
     token = access_token.found(settings.token_file if own else None)
     certificate = settings.tls.certificate if own and settings.tls is not None else None
-    meant = Daemon(url, token, certificate, misread)
+    meant = Daemon(url.rstrip("/"), token, certificate, misread)
     if warns:
         meant.warn()
     return meant
@@ -186,11 +225,24 @@ def _url(server: ServerSettings) -> str:
     return url_of(server.host, server.port, encrypted=server.tls is not None)
 
 
-def _host(url: str) -> str | None:
+def _host(url: str, said_by: str) -> str:
+    """The machine of an address. Raises ConfigError for one that cannot be asked."""
     try:
-        return urlsplit(url).hostname
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+        # A name is looked up in an encoding of its own.
+        if parts.scheme in ("http", "https") and host and SENT.fullmatch(host.encode("idna") + _after_host(url)):
+            return host
     except ValueError:
-        return None
+        pass
+    raise ConfigError(
+        f"{said_by}: {url!r} is no address of a web server; expected an address such as http://127.0.0.1:8484"
+    )
+
+
+def _after_host(url: str) -> bytes:
+    """As it was given: what takes an address apart leaves out ends of lines."""
+    return url.partition("://")[2].partition("/")[2].encode()
 
 
 class _Https(urllib.request.HTTPSHandler):
@@ -230,8 +282,17 @@ def _der(certificate: Path) -> bytes:
 
 
 def _words_of(error: urllib.error.HTTPError) -> str | None:
-    """What a daemon says of it; None where it is none that answers."""
+    """What a daemon says of it; None where it is none that answers, or breaks off."""
     try:
         return str(json.load(error)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+    except (http.client.HTTPException, OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _has(told: Any, way: Sequence[str]) -> bool:
+    """Whether objects within objects lead along these keys."""
+    for key in way:
+        if not (isinstance(told, dict) and key in told):
+            return False
+        told = told[key]
+    return True

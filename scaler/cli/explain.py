@@ -14,6 +14,12 @@ from scaler.printable import one_line
 from scaler.report import ELSEWHERE
 from scaler.words import duration, percent
 
+KEYS = (
+    *("state", "serving", "settled", "pinned", "projected", "outlooks", "effective", "failed"),
+    *("last_decision", "not_permitted", "why", "next"),
+)
+"""What is told for programs."""
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
@@ -21,13 +27,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    status = daemon(args).status()
+    status = daemon(args).status((*KEYS, "policy", "next.then"))
     if args.json:
-        keys = (
-            *("state", "serving", "settled", "pinned", "projected", "outlooks", "effective", "failed"),
-            *("last_decision", "not_permitted", "why", "next"),
-        )
-        print(json.dumps({key: status[key] for key in keys}, indent=2))
+        print(json.dumps({key: status[key] for key in KEYS}, indent=2))
         return EXIT_OK
     for line in (*_lines(status), *status["not_permitted"]):
         print(one_line(line))

@@ -10,6 +10,9 @@ from scaler.cli.completion import completed_by, levels
 from scaler.cli.daemon import add_arguments, daemon
 from scaler.errors import ConfigError
 
+KEYS = ("pinned",)
+"""What is read of the daemon's answer."""
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
@@ -23,9 +26,9 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError("pin: expected a level, or --release; `scaler status` lists the levels")
     running = daemon(args)
     if args.release:
-        pinned = running.ask("/pin", method="DELETE")
+        pinned = running.ask("/pin", KEYS, method="DELETE")
     else:
-        pinned = running.ask("/pin", method="PUT", body={"level": args.level})
+        pinned = running.ask("/pin", KEYS, method="PUT", body={"level": args.level})
     if args.json:
         print(json.dumps(pinned, indent=2))
     else:

@@ -10,10 +10,14 @@ from http import HTTPStatus
 from scaler.cli import EXIT_OK, Command
 from scaler.cli.daemon import add_arguments, daemon
 from scaler.errors import ConfigError, DaemonUnreachable, ScalerError
+from scaler.printable import one_line
 from scaler.words import changed
 
 PATIENCE_S = 120.0
 """So long the daemon may take: it asks the servers in which levels live, and one that hangs is given its time."""
+
+KEYS = ("file", "changes", "unpinned", "restart")
+"""What is read of the daemon's answer."""
 
 UNCHANGED = "nothing was changed: the daemon goes on with the configuration that it has"
 
@@ -29,7 +33,7 @@ def _run(args: argparse.Namespace) -> int:
     # A mistake is told by the daemon, which refuses it.
     running = daemon(args, warns=False)
     try:
-        done = running.ask("/reload", method="POST", timeout_s=PATIENCE_S)
+        done = running.ask("/reload", KEYS, method="POST", timeout_s=PATIENCE_S)
     except DaemonUnreachable as error:
         if args.url or running.misread is not None:
             raise
@@ -46,13 +50,13 @@ def _run(args: argparse.Namespace) -> int:
         print(json.dumps(done, indent=2))
         return EXIT_OK
     if not done["changes"]:
-        print(f"nothing that applies at once has changed in {done['file']}")
+        print(one_line(f"nothing that applies at once has changed in {done['file']}"))
     for change in done["changes"]:
-        print(changed(change))
+        print(one_line(changed(change)))
     if done["unpinned"] is not None:
-        print(f"unpinned: {done['unpinned']} may not be served any more")
+        print(one_line(f"unpinned: {done['unpinned']} may not be served any more"))
     if done["restart"]:
-        print(f"after a restart only: {', '.join(done['restart'])}")
+        print(one_line(f"after a restart only: {', '.join(done['restart'])}"))
     return EXIT_OK
 
 

@@ -50,17 +50,18 @@ def _run(args: argparse.Namespace) -> int:
     )
     with working("looking for the best that could have been had"):
         best = best_score(others, given.ladder, given.policy)
-    if trail is not None:
-        from scaler.replay.picture import draw
-
-        draw(trail, given.policy, [level.name for level in given.ladder], _headline(outcome, best), args.picture)
     report = _report(given, outcome, best, seen)
     if args.json:
         print(json.dumps(report, indent=2))
     else:
         for line in _lines(report):
             print(line)
-        if args.picture is not None:
+    if trail is not None:
+        from scaler.replay.picture import draw
+
+        # Last: where it cannot be written, the figures were told all the same.
+        draw(trail, given.policy, [level.name for level in given.ladder], _headline(outcome, best), args.picture)
+        if not args.json:
             print(f"drawn into {args.picture}")
     return EXIT_OK
 

@@ -15,6 +15,12 @@ from scaler.words import duration, gib, percent
 FORESEEN_WINDOWS = 10
 """How far ahead a trend is told, in its own windows: the line through a minute that swings says nothing of an hour."""
 
+KEYS = (
+    *("answers", "pinned", "tier", "usage", "trends", "effective", "projected", "policy", "performance"),
+    *("answering", "waiting"),
+)
+"""What is read of the daemon's answer, beside what every daemon's has."""
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
@@ -22,7 +28,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    status = daemon(args).status()
+    status = daemon(args).status(KEYS)
     if args.json:
         print(json.dumps(status, indent=2))
     else:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +84,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.output is not None and args.output.exists():
-        raise ConfigError(f"--output: {args.output} exists already; expected a name that is free")
+    if args.output is not None:
+        if args.output.exists():
+            raise ConfigError(f"--output: {args.output} exists already; expected a name that is free")
+        folder = args.output.parent
+        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+            # The search takes minutes, and is not to be for nothing.
+            raise ConfigError(f"--output: {folder} is no folder that can be written to; make it, or name another")
     if args.jobs is not None and not 1 <= args.jobs <= 256:
         raise ConfigError(f"--jobs: {args.jobs} cannot be used; expected a whole number from 1 to 256")
     given = recorded(args)
@@ -91,11 +98,18 @@ def _run(args: argparse.Namespace) -> int:
     if refusal := _too_short(whole_s):
         return _refuse(args, refusal)
     jobs = args.jobs or max(1, (os.cpu_count() or 2) // 2)
-    with ProcessPoolExecutor(jobs) as pool:
-        (present,) = _plays(pool, searched, given.ladder, [given.policy])
-        if refusal := _too_calm(present):
-            return _refuse(args, refusal)
-        tried = _tune(given, pool, searched, held_back, present.seconds)
+    # Ctrl-C on a terminal reaches them, too, and is ours to answer.
+    with ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            (present,) = _plays(pool, searched, given.ladder, [given.policy])
+            if refusal := _too_calm(present):
+                return _refuse(args, refusal)
+            tried = _tune(given, pool, searched, held_back, present.seconds)
+        except KeyboardInterrupt:
+            # A play takes seconds, which nobody waits for any more.
+            for worker in active_children():
+                worker.terminate()
+            raise
     own = sorted(set(given.parts.settings.policy) & set(SEARCHED))
     report = _report(given, tried, own)
     if args.json:
@@ -106,13 +120,15 @@ def _run(args: argparse.Namespace) -> int:
     if not tried.pays:
         return EXIT_NO
     text = _yaml(given, tried)
-    if args.output is None:
-        if not args.json:
-            print(f"\nAs a file for {paths.tiers()} (or give --output):\n\n{text}", end="")
-    else:
+    if not args.json and args.output is None:
+        print(f"\nAs a file for {paths.tiers()} (or give --output):\n\n{text}", end="")
+    elif args.output is not None:
         try:
-            args.output.write_text(text, "utf-8")
+            with args.output.open("x", encoding="utf-8") as file:
+                file.write(text)
         except OSError as error:
+            if not args.json:
+                print(f"\nWhat was to be written:\n\n{text}", end="")
             raise ScalerError(f"{args.output}: cannot be written: {error.strerror or error}") from error
         if not args.json:
             print(f"\nwritten to {args.output}; it applies once it lies in {paths.tiers()}")

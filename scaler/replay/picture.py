@@ -118,7 +118,7 @@ def draw(trail: Trail, policy: Policy, names: Sequence[str], headline: str, path
     _draw_levels(band, trail, names, x)
     for begun, ended in trail.gaps:
         for axes in (usage, band):
-            axes.axvspan(x(begun), x(ended), color="#f0f0f0", hatch="///", edgecolor="#cccccc", linewidth=0)
+            axes.axvspan(x(begun), x(ended), facecolor="#f0f0f0", hatch="///", edgecolor="#cccccc", linewidth=0)
     for step in trail.decided:
         usage.axvline(x(step.at_s), ymax=0.02, color="black", linewidth=0.8)
     _number(usage, told, total, x)

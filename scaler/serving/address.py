@@ -16,7 +16,10 @@ def url_of(host: str, port: int, *, encrypted: bool) -> str:
 
 def check_free(host: str, port: int) -> None:
     """Take the address as the daemon would, and leave it at once. Raises OSError as listening there would."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except UnicodeError as error:
+        raise socket.gaierror(socket.EAI_NONAME, "no machine can have that name") from error
     with socket.socket(family, kind, protocol) as probe:
         if os.name == "posix":
             # As servers do: what the last one left half closed is no hindrance.

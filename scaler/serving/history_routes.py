@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -62,7 +63,7 @@ class History:
 
     async def _answer(self, tell: Callable[[], dict[str, Any]]) -> web.Response:
         # Made into text there, too: a day's decisions are a megabyte.
-        work = asyncio.get_running_loop().run_in_executor(self._reader, lambda: orjson.dumps(tell()))
+        work = asyncio.get_running_loop().run_in_executor(self._reader, lambda: _json(tell()))
         try:
             return web.Response(body=await work, content_type="application/json")
         except JournalError as error:
@@ -117,6 +118,14 @@ def _asked(request: web.Request, name: str, bounds: tuple[int, int, int]) -> int
         case texts:
             told = ", ".join(map(repr, texts))
             raise web.HTTPBadRequest(text=f"{name}: {told} cannot be used; expected a whole number, {least} to {most}")
+
+
+def _json(told: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(told)
+    except orjson.JSONEncodeError:
+        # Such as of a file whose name is no text: the journal has it, and a browser takes it.
+        return json.dumps(told).encode()
 
 
 def _told(point: Point) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scaler import __version__
+from scaler.serving.address import check_free
 from tests.cli.conftest import Run
 
 
@@ -56,6 +58,36 @@ def test_an_address_is_taken_as_people_write_it(scaler: Run, stranger: str) -> N
     told = scaler("explain", "--url", stranger)
     assert told.returncode == 3
     assert "is no scaler" in told.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a..b:80", "http://127.0.0.1:1/ü", "http://", "127.0.0.1:port", "http://[::1", "a b"]
+)
+def test_what_is_no_address_is_told_in_one_message(scaler: Run, url: str) -> None:
+    """As wrong usage, before anyone is asked."""
+    told = scaler("check", "--url", url)
+    given = url if "://" in url else f"http://{url}"
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr == (
+        f"scaler: --url: {given!r} is no address of a web server; expected an address such as http://127.0.0.1:8484\n"
+    )
+
+
+@pytest.mark.parametrize("host", ["nobody.invalid", "a..b"])
+def test_a_name_that_no_machine_has_is_told_in_words(
+    scaler: Run, own_config: Callable[[str], Path], tmp_path: Path, host: str
+) -> None:
+    """And not by a number that is none of the system's errors."""
+    token = tmp_path / "token"
+    token.write_text("x" * 40)
+    token.chmod(0o600)
+    level = {"name": "a", "runtime": "openai", "url": "http://127.0.0.1:9/v1", "model": "m"}
+    own_config(json.dumps({"server": {"token_file": str(token)}, "ladder": [level]}))
+    with pytest.raises(socket.gaierror) as unknown:
+        check_free(host, 1)
+    told = scaler("run", "--host", host, "--port", "1")
+    assert (told.returncode, told.stderr.count("\n")) == (3, 1), told.stderr
+    assert told.stderr.startswith(f"scaler: cannot listen on {host}:1: {unknown.value.strerror}; choose another")
 
 
 def test_run_says_who_has_the_port_before_anything_begins(scaler: Run, stranger: str, tmp_path: Path) -> None:

@@ -100,6 +100,19 @@ def test_the_picture_is_one(scaler: Run, config: Path, recording: Path, tmp_path
     assert "expected a name that ends in .png or .svg" in refused.stderr
 
 
+def test_a_picture_that_cannot_be_written_costs_no_figures(
+    scaler: Run, config: Path, recording: Path, tmp_path: Path
+) -> None:
+    """They were played for, which takes minutes for a long recording."""
+    path = tmp_path / "absent" / "week.svg"
+    done = scaler("replay", str(recording), "--picture", str(path))
+    assert done.returncode == 3
+    assert done.stderr == f"scaler: {path}: the picture cannot be written: No such file or directory\n"
+    assert "score     " in done.stdout
+    assert "drawn into" not in done.stdout
+    assert json.loads(scaler("replay", str(recording), "--picture", str(path), "--json").stdout)["switches"] == 3
+
+
 def test_a_public_trace_can_be_played(scaler: Run, config: Path, tmp_path: Path) -> None:
     """Two columns, and the size of the machine by option."""
     trace = tmp_path / "trace.csv"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from scaler.cli.tune import Part
 from scaler.levels import GIB
 from scaler.tiers import HardwareTierDetector
-from tests.cli.conftest import Run
+from tests.cli.conftest import SCALER, Run
 
 LADDER = """\
 tier: mid_range
@@ -81,6 +83,37 @@ def test_readings_too_far_apart_are_refused(scaler: Run, config: Path, tmp_path:
     done = scaler("tune", str(path))
     assert done.returncode == 3
     assert "lie more than 10 s apart" in done.stderr
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_the_search(scaler: Run, config: Path, tmp_path: Path) -> None:
+    """Which takes minutes."""
+    done = scaler("tune", str(tmp_path / "absent.csv"), "--output", str(tmp_path / "absent" / "tier.yaml"))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"scaler: --output: {tmp_path}/absent is no folder that can be written to; make it, or name another\n"
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such terminal on Windows")
+def test_ctrl_c_ends_it_with_all_its_processes(config: Path, places: dict[str, str], tmp_path: Path) -> None:
+    """On a terminal it reaches each of them, and none has anything to say of it."""
+    path = trace(tmp_path / "days.csv", 26)
+    pid, terminal = os.forkpty()
+    if pid == 0:
+        os.execve(SCALER[0], [*SCALER, "tune", str(path), "--total-gib", "16", "--jobs", "2"], places)
+    said = b""
+    while b"searching" not in said:
+        said += os.read(terminal, 4096)
+    os.write(terminal, b"\x03")
+    try:
+        # A terminal ends with the last process that has it open.
+        while piece := os.read(terminal, 4096):
+            said += piece
+    except OSError:
+        pass  # what Linux has for the end
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    assert b"Traceback" not in said, said.decode()
 
 
 @pytest.mark.parametrize("jobs", ["0", "1000"])

@@ -125,6 +125,29 @@ def test_it_leaves_no_process_when_it_is_told_to_end_and_when_it_is_killed(confi
         assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
 
 
+def test_it_goes_on_when_nobody_takes_what_it_says(configure: Callable[..., Path], tmp_path: Path) -> None:
+    """As where the disk that it was said to is full: told once, and all the rest is done as ever."""
+    daemon = Daemon(configure(levels=("small", "medium")), stderr=subprocess.PIPE)
+    assert daemon.process.stdout is not None
+    assert daemon.process.stderr is not None
+    daemon.wait_for("medium serves now")
+    daemon.process.stdout.close()
+    assert daemon.ask("pin", "small").returncode == 0
+    warning = daemon.process.stderr.readline()
+    assert "the standard output does not take what is said (Broken pipe); `scaler history` has what" in warning
+    configure(levels=("small",), recording={"path": str(tmp_path / "another")})
+    assert daemon.ask("reload", "--config", str(tmp_path / "scaler.yaml")).returncode == 0
+    status = json.loads(daemon.ask("status", "--json").stdout)
+    assert (status["pinned"], list(status["projected"])) == ("small", ["small"])
+    children = psutil.Process(daemon.process.pid).children(recursive=True)
+    daemon.process.send_signal(signal.SIGTERM)
+    with daemon.process.stderr as rest:
+        assert rest.read() == ""
+    assert daemon.process.wait(60) == 0
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert list(Recording(tmp_path / "another"))
+
+
 def test_commands_say_it_when_no_daemon_answers() -> None:
     """One message, an exit code of its own, and what to do."""
     for command in (["status"], ["explain"], ["advise"], ["check"], ["chat", "hello"], ["pin", "small"]):

@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,20 @@ def test_what_cannot_be_asked_is_refused_with_what_can(serving: Serving, asked: 
         assert expected in refused(f"{url}{asked}", 400)
 
 
-def test_a_damaged_journal_is_told_and_nothing_else_fails(serving: Serving, tmp_path: Path) -> None:
-    """With the file and the line; the daemon goes on."""
-    (tmp_path / "journal.jsonl").write_text('{"nonsense": 1}\n')
+@pytest.mark.parametrize("event", ["budget_lowered", "switched"])
+def test_a_damaged_journal_is_told_and_nothing_else_fails(serving: Serving, tmp_path: Path, event: str) -> None:
+    """With the file and the line, also where only a field is missing; the daemon goes on."""
+    record = {"at": datetime.now(UTC).isoformat(), "event": event, "ticket": 1, "level": "small", "took_s": 1.0}
+    (tmp_path / "journal.jsonl").write_text(json.dumps(record) + "\n")
     with serving(levels=("small",)) as (url, _, _):
         for path in ("/history", "/history/days"):
             assert "journal.jsonl: a line is no record of scaler's" in refused(f"{url}{path}", 503)
         assert get(f"{url}/healthz")["status"] == "ok"
+
+
+def test_a_text_that_is_none_is_told_all_the_same(serving: Serving, tmp_path: Path) -> None:
+    """Such as the name of a file that was made on another system."""
+    record = {"at": datetime.now(UTC).isoformat(), "event": "died", "level": "small", "reason": "gr\udcfc\udcdfe"}
+    (tmp_path / "journal.jsonl").write_text(json.dumps(record) + "\n")
+    with serving(levels=("small",)) as (url, _, _):
+        assert get(f"{url}/history")["events"][0]["why"] == record["reason"]
