@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,8 @@ def test_ctrl_c_ends_it_with_all_its_processes(config: Path, places: dict[str, s
     path = trace(tmp_path / "days.csv", 26)
     pid, terminal = os.forkpty()
     if pid == 0:
+        # A shell has what it starts in the background ignore it, and so would we.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execve(SCALER[0], [*SCALER, "tune", str(path), "--total-gib", "16", "--jobs", "2"], places)
     said = b""
     while b"searching" not in said:
