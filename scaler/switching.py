@@ -326,6 +326,8 @@ class Switcher:
             await asyncio.gather(self._performing, return_exceptions=True)
         self._ready.clear()
         loaded = [*self._retiring, *self._standby.values(), *([self._current] if self._current else [])]
+        # Nor does what stands by take a request any more.
+        self._standby.clear()
         ending = [*self._retiring.values(), *self._releasing.values()]
         for task in ending:
             task.cancel()
@@ -334,7 +336,6 @@ class Switcher:
             for lease in list(one.leases):
                 lease.limit(0.0, 0)
             await self._unload(one)
-        self._standby.clear()
         self._current = None
         failed = list(self._stuck.values())
         for runtime in self._runtimes.values():

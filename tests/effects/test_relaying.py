@@ -161,6 +161,23 @@ async def test_a_client_that_takes_nothing_does_not_hold_the_switch_up(stage: St
 
 
 @with_standby
+async def test_at_the_end_what_stands_by_takes_no_request_any_more(stage: Stage) -> None:
+    """It is on its way out, and would be told that its model is gone."""
+    await stage.serve("small")
+    await stage.serve("large")
+    stage.runtime.going.clear()
+    closing = asyncio.create_task(stage.switcher.close())
+    while "unload small" not in stage.runtime.log:
+        await asyncio.sleep(0)
+    try:
+        with pytest.raises(RequestTimedOut, match="small did not serve"):
+            await stage.switcher.lease(0.01, lambda: "it ends", level="small")
+    finally:
+        stage.runtime.going.set()
+        await closing
+
+
+@with_standby
 async def test_an_answer_on_what_stands_by_has_to_make_room_as_well(stage: Stage) -> None:
     """It began before the climb, and goes on there without a limit until everything has to go."""
     answer = await begun(stage, "small", 1)

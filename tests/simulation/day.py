@@ -301,6 +301,8 @@ class _Day:
         people.leaving = True
         watcher.ends(killed=killed)
         if killed:
+            # What is told of the models' end when its loop is taken down, nobody hears who is killed.
+            told = list(told)
             self._kill(manager, effects, runtime)
         else:
             watcher.say("the manager is shut down")
