@@ -134,11 +134,11 @@ class Relay:
                 # What counts is the waiting for a level, not that for one's turn at it.
                 until = self._clock() + self.wait_s if lease.tokens else until + self._clock() - leased_s
                 if splice.begun:
-                    if level is not None and not answering.gave_way:
-                        # Nobody's will, and no other level may go on with it.
-                        raise failure
                     if level is not None:
-                        break
+                        # No other level may go on with it: by our will that is all of it, by nobody's it is an error.
+                        if answering.gave_way:
+                            break
+                        raise failure
                     failure = None if answering.gave_way else failure
                     if isinstance(failure, NeverAsked):
                         # It had no part in the answer.

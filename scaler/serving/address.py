@@ -7,6 +7,9 @@ import socket
 
 from scaler.settings import EVERYWHERE
 
+NO_NAME = "no machine can have that name"
+"""Why a host that is not even looked up cannot be listened at."""
+
 
 def url_of(host: str, port: int, *, encrypted: bool) -> str:
     """Where this machine reaches what listens at ``host``."""
@@ -19,7 +22,7 @@ def check_free(host: str, port: int) -> None:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except UnicodeError as error:
-        raise socket.gaierror(socket.EAI_NONAME, "no machine can have that name") from error
+        raise socket.gaierror(socket.EAI_NONAME, NO_NAME) from error
     with socket.socket(family, kind, protocol) as probe:
         if os.name == "posix":
             # As servers do: what the last one left half closed is no hindrance.

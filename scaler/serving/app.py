@@ -13,7 +13,7 @@ from scaler import access_token
 from scaler.errors import ConfigError, ScalerError
 from scaler.manager import ModelManager
 from scaler.serving import connections, openapi
-from scaler.serving.address import url_of
+from scaler.serving.address import NO_NAME, url_of
 from scaler.serving.answers import Answers
 from scaler.serving.connections import Connections, counted, received
 from scaler.serving.control_routes import Control
@@ -164,7 +164,7 @@ class Endpoint:
 def _cause(error: OSError | UnicodeError) -> str:
     """The system's word for why nothing can listen there; the loop adds the address again."""
     if isinstance(error, UnicodeError):
-        return "no machine can have that name"
+        return NO_NAME
     # What kept a name from being looked up has numbers of its own.
     if isinstance(error, socket.gaierror) or error.errno is None:
         return str(error.strerror or error)

@@ -6,7 +6,8 @@ The real decision over real effects, with a runtime that does as the test says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from scaler.proactive import ProactiveScaler
 from scaler.readings import Memory, Reading
 from scaler.relaying import Relay
 from scaler.switching import Switcher
-from tests.effects.test_switching import Runtime
+from tests.effects.test_switching import Runtime, with_its_own
 
 TOTAL_GIB = 16
 TAKES_GIB = {"small": 1, "medium": 2, "large": 8}
@@ -39,6 +40,7 @@ class House:
         self.scaler = ProactiveScaler(ladder=ladder, policy=Policy(), monitor=monitor, clock=lambda: self.now_s)
         levels = {name: (self.runtime, EmbeddedLevel(name=name, model=Path(name))) for name in TAKES_GIB}
         self.switcher = Switcher(levels, self.scaler, queue_limit=9)
+        self.scaler.on_enter(self.switcher.request)
         self.relay = Relay(self.scaler, self.switcher, 10.0)
 
     def read(self, other_gib: float, own_gib: float, seconds: int = 1) -> None:
@@ -85,23 +87,7 @@ class House:
                 model.more.release()
 
 
-def in_house(test: Callable[[House], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """Runs ``test`` with a house of its own."""
-
-    def run() -> None:
-        async def body() -> None:
-            house = House()
-            await house.switcher.start()
-            house.scaler.on_enter(house.switcher.request)
-            try:
-                await test(house)
-            finally:
-                await house.switcher.close()
-
-        asyncio.run(body())
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
+in_house = partial(with_its_own, House)
 
 
 @in_house

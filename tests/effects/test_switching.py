@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
@@ -257,25 +257,39 @@ class Stage:
         return level, whole["choices"][0]
 
 
-Scene = Callable[[Stage], Coroutine[Any, Any, None]]
+class Switches(Protocol):
+    """What a test that switches stands on."""
+
+    switcher: Switcher
 
 
-def on_stage(test: Scene, **conditions: Any) -> Callable[[], None]:
-    """Runs ``test`` with a stage of its own; ``conditions`` are the stage's."""
+S = TypeVar("S", bound=Switches)
+
+
+def with_its_own(make: Callable[[], S], test: Callable[[S], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Runs ``test`` with what ``make`` gives, its switcher started before and closed after."""
 
     def run() -> None:
         async def body() -> None:
-            stage = Stage(**conditions)
-            await stage.switcher.start()
+            own = make()
+            await own.switcher.start()
             try:
-                await test(stage)
+                await test(own)
             finally:
-                await stage.switcher.close()
+                await own.switcher.close()
 
         asyncio.run(body())
 
     run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run
+
+
+Scene = Callable[[Stage], Coroutine[Any, Any, None]]
+
+
+def on_stage(test: Scene, **conditions: Any) -> Callable[[], None]:
+    """Runs ``test`` with a stage of its own; ``conditions`` are the stage's."""
+    return with_its_own(partial(Stage, **conditions), test)
 
 
 @on_stage

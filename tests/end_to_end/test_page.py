@@ -67,6 +67,15 @@ def too_wide(page: Page) -> int:
     return int(page.evaluate("document.documentElement.scrollWidth")) - 360
 
 
+def tab_to(page: Page, what: str, wanted: str) -> None:
+    """Press Tab until the script ``what`` says of the focused element what is ``wanted``."""
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate(what) == wanted:
+            return
+    pytest.fail(f"no Tab leads to {wanted}")
+
+
 @needs_chromium
 def test_a_step_down_is_seen_as_it_happens(serving: Serving, machine: Machine, seen: Seen) -> None:
     """The level, the reason, the mark in the picture, the suggestion: without a reload and without a complaint."""
@@ -119,10 +128,7 @@ def test_a_level_is_pinned_with_the_keyboard_alone(serving: Serving, seen: Seen)
         pin = page.get_by_role("button", name="Pin small")
         expect(pin).to_be_visible()
         focused = "document.activeElement.getAttribute('aria-label')"
-        for _ in range(40):
-            page.keyboard.press("Tab")
-            if page.evaluate(focused) == "Pin small":
-                break
+        tab_to(page, focused, "Pin small")
         page.keyboard.press("Enter")
         expect(page.locator("#level")).to_have_text("small")
         expect(page.locator("#ladder-note")).to_have_text("a person pinned small")
@@ -153,10 +159,7 @@ def test_a_pin_to_off_is_let_go_with_the_keyboard_alone(serving: Serving, seen: 
         expect(page.locator("#ladder-note")).to_have_text("a person pinned off")
         expect(unpin).to_have_accessible_name("Unpin: let the machine decide")
         expect(page.locator("#level")).to_have_text("off")
-        for _ in range(40):
-            page.keyboard.press("Tab")
-            if page.evaluate("document.activeElement.textContent") == "Unpin":
-                break
+        tab_to(page, "document.activeElement.textContent", "Unpin")
         page.keyboard.press("Enter")
         expect(page.locator("#ladder-note")).to_have_text("the machine decides")
         expect(page.locator("#ladder-note")).to_be_focused()
