@@ -70,12 +70,12 @@ def test_a_ladder_is_proposed_without_input_or_output(name: str, allowed: set[st
 @pytest.mark.parametrize(
     ("folder", "allowed"),
     [
-        ("sensors", {"errors", "readings", "levels"}),
+        ("sensors", {"cgroup_mounts", "errors", "readings", "levels"}),
         (
             "runtimes",
             {
                 *("errors", "extras", "levels", "level_settings", "passed_on", "settings", "paths", "descriptions"),
-                *("absent", "readings"),
+                *("absent", "cgroup_mounts", "readings"),
             },
         ),
         ("recordings", {"errors", "levels", "private_files", "readings"}),

@@ -12,9 +12,9 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from scaler.cgroup_mounts import cgroup_mounts
 from scaler.errors import LevelUnavailable
 from scaler.levels import GIB
 
@@ -171,22 +171,13 @@ def _own_group(proc: Path) -> Path:
     """The folder of the group that this process is in; raises NotPermitted."""
     try:
         own = re.search(r"^0::(/.*)$", _read(proc / "self" / "cgroup"), re.MULTILINE)
-        mounts = list(_mounts(proc))
+        mounts = list(cgroup_mounts(proc))
     except FileNotFoundError as error:
         raise NotPermitted("this kernel has no control groups") from error
-    for root, mount in mounts:
-        if own is not None and ".." not in own[1] and PurePosixPath(own[1]).is_relative_to(root):
-            return mount / PurePosixPath(own[1]).relative_to(root)
+    for mount in mounts:
+        if own is not None and (folder := mount.folder_of(PurePosixPath(own[1]))) is not None:
+            return folder
     raise NotPermitted("scaler's own control group (version 2) is not to be seen from here")
-
-
-def _mounts(proc: Path) -> Iterator[tuple[PurePosixPath, Path]]:
-    """Which group each mount of version 2 shows at its top, and where it is mounted. Source: proc_pid_mountinfo(5)."""
-    for line in _read(proc / "self" / "mountinfo").split("\n"):
-        left, _, right = line.partition(" - ")
-        if right.startswith("cgroup2 "):
-            root, mount = left.split(" ")[3:5]
-            yield PurePosixPath(root), Path(mount)
 
 
 def _handed_over(own: Path) -> bool:

@@ -1,16 +1,15 @@
 """The memory limits that control groups put on this process: cgroup v2, v1, or both at once (hybrid).
 
-Owns where the groups are mounted and how their files are read; knows nothing of the machine's own memory.
+Owns which groups hold us and how their files are read; knows nothing of the machine's own memory.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from scaler.cgroup_mounts import cgroup_mounts
 from scaler.sensors.procfs import read_counters, read_file
 
 
@@ -87,22 +86,11 @@ class CgroupLimits:
         # In hybrid mode a controller belongs to one version only, and v1 says so by naming it.
         interface = _V1 if _V1 in paths else _V2
         own = PurePosixPath(paths.get(interface, "/"))
-        for root, mount in sorted(self._mounts(interface), key=lambda found: len(found[0].parts)):
-            if own.is_relative_to(root) and ".." not in own.parts:
-                group = mount / own.relative_to(root)
-                return interface, (group, *(above for above in group.parents if above.is_relative_to(mount)))
+        mounts = cgroup_mounts(self._proc, controller="memory" if interface is _V1 else None)
+        for mount in sorted(mounts, key=lambda found: len(found.root.parts)):
+            if (group := mount.folder_of(own)) is not None:
+                return interface, (group, *(above for above in group.parents if above.is_relative_to(mount.point)))
         return interface, ()
-
-    def _mounts(self, interface: _Interface) -> Iterator[tuple[PurePosixPath, Path]]:
-        """Which group each mount of the hierarchy shows at its top, and where it is mounted."""
-        # Mount points may be of any bytes, in any encoding; a line ends where the kernel ends it, and nowhere else.
-        mountinfo = os.fsdecode(read_file(self._proc / "self" / "mountinfo"))
-        for line in mountinfo.rstrip("\n").split("\n"):
-            left, _, right = line.partition(" - ")
-            filesystem, _, options = right.split(" ", 2)
-            if filesystem == "cgroup2" if interface is _V2 else "memory" in options.split(","):
-                root, mount = left.split(" ")[3:5]
-                yield PurePosixPath(_unescape(root)), Path(_unescape(mount))
 
 
 def _read_limit(path: Path) -> int | None:
@@ -112,8 +100,3 @@ def _read_limit(path: Path) -> int | None:
         # The topmost group has no limit, nor has one for which the controller is not switched on.
         return None
     return None if text == b"max" else int(text)
-
-
-def _unescape(text: str) -> str:
-    """Undo mountinfo's octal escapes of blanks. Source: proc_pid_mountinfo(5)."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -10,12 +10,13 @@ import contextlib
 import ctypes
 import importlib
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from scaler.errors import SensorFailed
 from scaler.levels import gpu_resource
 from scaler.readings import Gpu
+from scaler.sensors.processes import is_here, process_of, threads_of
 from scaler.sensors.procfs import PROC
 
 LIBRARY = "libnvidia-ml.so"
@@ -48,9 +49,10 @@ class NvidiaGpus:
         where, gpus = "", []
         try:
             self._begin(nvml)
+            ours = threads_of(own) if self._cards else {}
             for card in self._cards:
                 where = f"{gpu_resource(card.number)} ({card.name}): "
-                if (gpu := _gpu(nvml, card, own)) is not None:
+                if (gpu := _gpu(nvml, card, ours)) is not None:
                     gpus.append(gpu)
         except nvml.NVMLError_LibraryNotFound:
             return []
@@ -75,8 +77,9 @@ class NvidiaGpus:
                 held: dict[int, dict[int, int]] = {}
                 for card in _cards(nvml, nvml.nvmlDeviceGetCount(), self._number):
                     sizes = held.setdefault(card.number, {})
-                    for (pid, _), size in (_held(nvml, card.handle) or {}).items():
+                    for (number, _), size in (_held(nvml, card.handle) or {}).items():
                         if size is not None:
+                            pid = process_of(number)
                             sizes[pid] = sizes.get(pid, 0) + size
                 return held
             finally:
@@ -119,8 +122,11 @@ def _cards(nvml: Any, count: int, number: Callable[[str, int], int]) -> Iterator
         yield _Card(number(nvml.nvmlDeviceGetUUID(handle), index), nvml.nvmlDeviceGetName(handle), handle)
 
 
-def _gpu(nvml: Any, card: _Card, own: Collection[int]) -> Gpu | None:
-    """One GPU; ``None`` when it has no memory of its own to report, as where it shares the machine's RAM."""
+def _gpu(nvml: Any, card: _Card, ours: Mapping[int, int]) -> Gpu | None:
+    """One GPU; ``None`` when it has no memory of its own to report, as where it shares the machine's RAM.
+
+    ``ours`` has the threads of our model's processes, each with its process.
+    """
     memory = _memory(nvml, card.handle)
     if memory is None:
         return None
@@ -132,7 +138,7 @@ def _gpu(nvml: Any, card: _Card, own: Collection[int]) -> Gpu | None:
         total_bytes=total,
         used_bytes=used,
         free_bytes=free,
-        own_bytes=_own_bytes(nvml, card.handle, own),
+        own_bytes=_own_bytes(nvml, card.handle, ours),
         utilisation_ratio=None if load is None else load.gpu / 100,
         temperature_c=_temperature(nvml, card.handle),
         throttled=_throttled(nvml, card.handle),
@@ -143,7 +149,8 @@ def _memory(nvml: Any, handle: object) -> tuple[int, int, int] | None:
     """Total, used and free; those of its MIG instances together where only they may be looked at."""
     # The first version of this call, because it counts what the driver keeps for itself as used.
     memory = _if_allowed(nvml, "nvmlDeviceGetMemoryInfo", handle)
-    if memory is not None:
+    # One that shares the machine's RAM may also answer, with nothing.
+    if memory is not None and memory.total:
         return memory.total, memory.used, memory.free
     # By GPU instance: the compute instances within one share its memory.
     parts = {
@@ -190,20 +197,30 @@ def _throttled(nvml: Any, handle: object) -> bool | None:
     return None if reasons is None else bool(reasons & HEAT)
 
 
-def _own_bytes(nvml: Any, handle: object, own: Collection[int]) -> int | None:
-    if not own:
+def _own_bytes(nvml: Any, handle: object, ours: Mapping[int, int]) -> int | None:
+    if not ours:
         return 0
     held = _held(nvml, handle)
     if held is None:
         return None
-    sizes = [size for (pid, _), size in held.items() if pid in own]
-    return None if None in sizes else sum(sizes)
+    own: dict[int, int] = {}
+    for (number, _), size in held.items():
+        if number in ours:
+            if size is None:
+                return None
+            own[ours[number]] = own.get(ours[number], 0) + size
+    # Nobody who is listed holds nothing: drivers 535 to 560 tell 0 of processes in a container, and of those that came
+    # to the GPU by another than their first thread. Before, and where such a thread has ended, a number that nobody
+    # here has may be ours. Source: gpu_rmapi.c and os-interface.c in NVIDIA's open-gpu-kernel-modules.
+    unknown = not all(own.values()) if own else not all(is_here(number) for number, _ in held)
+    return None if unknown else sum(own.values())
 
 
 def _held(nvml: Any, handle: object) -> dict[tuple[int, int], Any] | None:
     """What each process holds, by its pid and MIG instance: bytes, or None where the driver keeps it to itself.
 
-    None altogether where this GPU has no list of its processes.
+    In place of the pid, drivers 535 to 570 may tell the number of the thread that first came to the GPU. None
+    altogether where this GPU has no list of its processes.
     """
     lists = list(_lists(nvml, [handle])) or list(_lists(nvml, _instances(nvml, handle)))
     if not lists:
@@ -214,8 +231,12 @@ def _held(nvml: Any, handle: object) -> dict[tuple[int, int], Any] | None:
 
 def _lists(nvml: Any, handles: Iterable[object]) -> Iterator[Any]:
     for handle in handles:
-        for query in ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetGraphicsRunningProcesses_v3"):
-            if (listed := _if_allowed(nvml, query, handle)) is not None:
+        for query in ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses"):
+            listed = _if_allowed(nvml, f"{query}_v3", handle)
+            if listed is None:
+                # Drivers from before 510 have the version before only, which tells the same.
+                listed = _if_allowed(nvml, f"{query}_v2", handle)
+            if listed is not None:
                 yield listed
 
 

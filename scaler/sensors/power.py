@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def _attribute(supply: Path, name: str) -> str | None:
         return read_file(supply / name).decode().strip()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        # What a battery that comes or goes cannot tell now. Source: drivers/power/supply/power_supply_sysfs.c.
+        if error.errno in (errno.ENODATA, errno.ENODEV):
+            return None
+        raise
 
 
 def _from_psutil() -> Power | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -123,6 +124,46 @@ class ProcfsTree:
             if entry.isdecimal() and (text := _read_if_alive(f"{self._proc}/{entry}/stat")) is not None:
                 children.setdefault(int(_after_name(text)[1]), []).append(int(entry))
         return children
+
+
+def threads_of(pids: Collection[int], *, proc: Path | None = PROC) -> dict[int, int]:
+    """Which of these processes each of their threads belongs to, the first thread of each included; raises OSError.
+
+    Linux numbers threads and processes in one row, and a process as its first thread. Elsewhere there are no others.
+    """
+    found = {pid: pid for pid in pids}
+    for pid in pids if proc is not None else ():
+        try:
+            found |= dict.fromkeys(map(int, os.listdir(f"{proc}/{pid}/task")), pid)
+        except (FileNotFoundError, ProcessLookupError):
+            # It ended meanwhile.
+            continue
+    return found
+
+
+def process_of(thread: int, *, proc: Path | None = PROC) -> int:
+    """The process that a thread belongs to, by their numbers; the thread's own where that is not told."""
+    try:
+        told = re.search(rb"^Tgid:\s+(\d+)", read_file(f"{proc}/{thread}/status"), re.MULTILINE)
+    except OSError:
+        # It ended, is hidden from us, or this is not Linux.
+        return thread
+    return int(told[1]) if told else thread
+
+
+def is_here(pid: int) -> bool:
+    """Whether there is a process or a thread of that number; whoever's, also where ``/proc`` hides it from us."""
+    if PROC is None:
+        return True
+    try:
+        os.getpgid(pid)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        # A security module keeps from us what there is.
+        return True
+    # 0 is no number but means whoever asks.
+    return pid > 0
 
 
 def _after_name(stat: bytes) -> list[bytes]:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -48,17 +48,19 @@ def device() -> Device:
         pytest.skip(f"no NVIDIA GPU answers: {error}")
     if gpus is None:
         pytest.skip("no NVIDIA GPU here")
-    pynvml.nvmlInit()
+    # The sensor's own session is still open.
+    whole = [gpu for gpu in gpus if not in_mig_mode(gpu.index)]
+    if not whole:
+        pytest.skip("every GPU here is in MIG mode")
+    best = max(whole, key=lambda gpu: gpu.free_bytes)
+    if best.free_bytes < 1.5 * LARGE:
+        pytest.skip(f"{best.name} has {best.free_bytes // MIB} MiB left; 3 GiB are needed")
+    found = Device(best.index, best.name, pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(best.index)))
     try:
-        whole = [gpu for gpu in gpus if not in_mig_mode(gpu.index)]
-        if not whole:
-            pytest.skip("every GPU here is in MIG mode")
-        best = max(whole, key=lambda gpu: gpu.free_bytes)
-        if best.free_bytes < 1.5 * LARGE:
-            pytest.skip(f"{best.name} has {best.free_bytes // MIB} MiB left; 3 GiB are needed")
-        return Device(best.index, best.name, pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(best.index)))
-    finally:
-        pynvml.nvmlShutdown()
+        with holder(found, SMALL):
+            return found
+    except CudaRefuses as error:
+        pytest.skip(f"CUDA cannot be used on {found.name}: {error}")
 
 
 def in_mig_mode(index: int) -> bool:
@@ -76,6 +78,19 @@ def look(device: Device, own: Collection[int] = ()) -> Gpu:
     return gpu
 
 
+def listed(device: Device) -> list[tuple[int, int | None]]:
+    """The processes that NVML tells of on the GPU, by their pids, and what each holds; none where it tells of none."""
+    handle = pynvml.nvmlDeviceGetHandleByIndex(device.number)
+    try:
+        return [(one.pid, one.usedGpuMemory) for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+    except pynvml.NVMLError:
+        return []
+
+
+class CudaRefuses(Exception):
+    """A process could not take memory of the GPU, and why."""
+
+
 @dataclass(frozen=True)
 class Holder:
     """Another process, which holds some of the GPU's memory."""
@@ -88,11 +103,14 @@ class Holder:
         return self.process.pid
 
     def take(self, size: int) -> None:
-        """Have it hold so many bytes more; it does when this returns."""
+        """Have it hold so many bytes more; it does when this returns. Raises CudaRefuses."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(size, file=self.process.stdin, flush=True)
-        assert self.process.stdout.readline() == "ready\n", "CUDA could not be used; its error stands above"
+        with suppress(BrokenPipeError):
+            # Unbuffered: it may have ended before it was asked, and said why; nothing may be left to be written then.
+            os.write(self.process.stdin.fileno(), f"{size}\n".encode())
+        if (reply := self.process.stdout.readline().strip()) != "ready":
+            raise CudaRefuses(reply or "it ended and did not say why")
 
 
 @contextmanager
@@ -106,3 +124,16 @@ def holder(device: Device, size: int) -> Iterator[Holder]:
         held = Holder(process)
         held.take(size)
         yield held
+
+
+def own_bytes(device: Device, held: Holder) -> int:
+    """What is read of a process as ours; skips where NVML does not tell of that process what it holds."""
+    own = look(device, [held.pid]).own_bytes
+    if not own:
+        told = listed(device)
+        assert not dict(told).get(held.pid), f"{told} are listed, and {own} is read of {held.pid}"
+        pytest.skip(
+            f"the driver of {device.name} does not tell what process {held.pid} holds, it tells of {told};"
+            " in a container, see --pid=host in docs/gpus.md"
+        )
+    return own

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.conftest import Machine, configure, running
-from tests.gpu.conftest import MIB, SMALL, Device, holder, look
+from tests.gpu.conftest import MIB, SMALL, Device, holder, look, own_bytes
 from tests.gpu.stepping_down import Card, GpuMachine, ladder, step_down
 from tests.llama_server_binary import BINARY, needs_llama_server
 
@@ -29,8 +29,9 @@ def machine() -> Machine:
 
 @pytest.fixture
 def card(device: Device) -> Iterator[Card]:
-    """The GPU; another process stands ready to take its memory."""
+    """The GPU; another process stands ready to take its memory. Skips where no level on it could be judged."""
     with holder(device, SMALL) as other:
+        own_bytes(device, other)
         yield Card(device.number, lambda own: look(device, own), other.take)
 
 

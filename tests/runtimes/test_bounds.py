@@ -298,6 +298,15 @@ def test_a_disk_whose_name_is_no_utf_8_is_no_hindrance(laid_out: tuple[Path, Pat
     assert ModelCgroups.below_own(proc).make("a", 1).path.parent == own
 
 
+def test_a_mount_point_with_a_blank_is_found(laid_out: tuple[Path, Path]) -> None:
+    """The kernel lists it with an octal escape."""
+    proc, own = laid_out
+    top = own.parent.rename(own.parent.with_name("control groups"))
+    mountinfo = proc / "self" / "mountinfo"
+    mountinfo.write_text(mountinfo.read_text().replace(str(own.parent), str(top).replace(" ", r"\040")))
+    assert ModelCgroups.below_own(proc).make("a", 1).path.parent == top / "mine"
+
+
 @LINUX
 def test_a_unit_of_systemds_is_left_alone_unless_it_was_handed_over(laid_out: tuple[Path, Path]) -> None:
     """Else systemd could start nothing more in it, such as what a reload runs."""

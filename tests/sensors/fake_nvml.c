@@ -266,9 +266,18 @@ static int processes(const char *kind, void *handle, unsigned *count, struct pro
     *count = found;
     return end(code);
 }
-int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, struct process *list) {
+int nvmlDeviceGetComputeRunningProcesses_v2(void *handle, unsigned *count, struct process *list) {
     return processes("compute", handle, count, list);
 }
-int nvmlDeviceGetGraphicsRunningProcesses_v3(void *handle, unsigned *count, struct process *list) {
+int nvmlDeviceGetGraphicsRunningProcesses_v2(void *handle, unsigned *count, struct process *list) {
     return processes("graphics", handle, count, list);
+}
+/* An older driver lacks these: error compute_v3 and graphics_v3. */
+int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, struct process *list) {
+    int code = begin_of("compute_v3", handle);
+    return code == OK && end(OK) == OK ? processes("compute", handle, count, list) : code;
+}
+int nvmlDeviceGetGraphicsRunningProcesses_v3(void *handle, unsigned *count, struct process *list) {
+    int code = begin_of("graphics_v3", handle);
+    return code == OK && end(OK) == OK ? processes("graphics", handle, count, list) : code;
 }

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pynvml
@@ -27,6 +27,9 @@ from tests.sensors.conftest import GIB, FakeNvml, FakeProc, compile_nvml
 UNINITIALIZED, NOT_SUPPORTED, NO_PERMISSION, DRIVER_NOT_LOADED, FUNCTION_NOT_FOUND, GPU_IS_LOST = 1, 3, 4, 9, 13, 15
 VERSION_MISMATCH, GPU_NOT_FOUND, UNKNOWN = 18, 28, 999
 NOT_AVAILABLE = 2**64 - 1
+NOBODYS = 2**22 + 1
+"""A number that Linux gives to no process and no thread: it gives none above 2 ** 22."""
+linux = pytest.mark.skipif(sys.platform != "linux", reason="there a thread has a number of the processes' row")
 
 
 class Tree:
@@ -120,6 +123,63 @@ def test_our_part_is_unknown_when_the_driver_does_not_tell_a_process_its_size(nv
     assert own_bytes(GpuSensor(Tree(4242))) is None
 
 
+@pytest.fixture
+def thread() -> Iterator[int]:
+    """The number of a thread of this process, which is not its first."""
+    ended = threading.Event()
+    waiting = threading.Thread(target=ended.wait)
+    waiting.start()
+    assert waiting.native_id is not None
+    yield waiting.native_id
+    ended.set()
+    waiting.join()
+
+
+@linux
+def test_what_a_thread_of_ours_opened_is_ours(nvml: FakeNvml, thread: int) -> None:
+    """Some drivers tell its number in place of the process's; a process may come to a GPU by several."""
+    nvml.gpu("NVIDIA A", 24 * GIB, 10 * GIB)
+    nvml.process(0, "compute", thread, 3 * GIB)
+    assert own_bytes(GpuSensor(Tree(os.getpid()))) == 3 * GIB
+    assert held_by_processes() == {"gpu0": {os.getpid(): 3 * GIB}}
+    nvml.process(0, "compute", os.getpid(), GIB)
+    assert own_bytes(GpuSensor(Tree(os.getpid()))) == 4 * GIB
+
+
+@linux
+def test_nobody_who_is_listed_holds_nothing(nvml: FakeNvml, thread: int) -> None:
+    """Some drivers tell a process's size by its first thread only, and in a container of none."""
+    nvml.gpu("NVIDIA A", 24 * GIB, 10 * GIB)
+    nvml.process(0, "compute", thread, 0)
+    assert own_bytes(GpuSensor(Tree(os.getpid()))) is None
+    nvml.process(0, "compute", os.getpid(), 3 * GIB)
+    assert own_bytes(GpuSensor(Tree(os.getpid()))) == 3 * GIB
+
+
+@linux
+@pytest.mark.parametrize("number", [NOBODYS, 0, 2**32 - 1])
+def test_a_number_that_nobody_here_has_may_be_ours(nvml: FakeNvml, number: int) -> None:
+    """As an older driver tells them to a container: by the host's numbers."""
+    nvml.gpu("NVIDIA A", 24 * GIB, 10 * GIB)
+    nvml.process(0, "compute", os.getpid(), 2 * GIB)
+    assert own_bytes(GpuSensor(Tree(4242))) == 0
+    nvml.process(0, "compute", number, 3 * GIB)
+    assert own_bytes(GpuSensor(Tree(4242))) is None
+    assert own_bytes(GpuSensor(Tree())) == 0
+    nvml.process(0, "compute", 4242, GIB)
+    assert own_bytes(GpuSensor(Tree(4242))) == GIB
+
+
+def test_an_older_driver_tells_its_processes_the_older_way(nvml: FakeNvml) -> None:
+    """Without the newer calls in its library, as those for Kepler's cards."""
+    nvml.gpu("NVIDIA A", 24 * GIB, 10 * GIB)
+    nvml.process(0, "compute", 4242, 2 * GIB)
+    nvml.process(0, "graphics", 4243, GIB)
+    nvml.fail("compute_v3", FUNCTION_NOT_FOUND)
+    nvml.fail("graphics_v3", FUNCTION_NOT_FOUND)
+    assert own_bytes(GpuSensor(Tree(4242, 4243))) == 3 * GIB
+
+
 @pytest.mark.parametrize("code", [NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND])
 def test_what_a_gpu_does_not_support_is_missing(nvml: FakeNvml, code: int) -> None:
     """A GPU in MIG mode has no load of its own; old cards have no sensor."""
@@ -151,6 +211,7 @@ def test_a_gpu_without_memory_of_its_own_is_left_out(nvml: FakeNvml) -> None:
     """A chip that shares the machine's RAM is no resource beside it; the other keeps its number."""
     nvml.gpu("NVIDIA shared", GIB, GIB)
     nvml.gpu("NVIDIA B", 8 * GIB, GIB)
+    nvml.gpu("NVIDIA shared, too", 0, 0)
     nvml.fail("memory", NOT_SUPPORTED, gpu=0)
     gpus = GpuSensor(Tree()).read()
     assert gpus is not None

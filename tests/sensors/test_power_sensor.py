@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import psutil
 import pytest
 
 from scaler.readings import Power
+from scaler.sensors import power
 from scaler.sensors.power import PowerSensor
 from tests.sensors.conftest import write
 
@@ -72,6 +74,25 @@ def test_an_empty_battery_bay_is_not_a_battery(tmp_path: Path) -> None:
     supply(tmp_path, "AC", type="Mains", online=1)
     supply(tmp_path, "BAT1", type="Battery", present=0)
     assert PowerSensor(supplies=tmp_path).read() == Power(True, None)
+
+
+@pytest.mark.parametrize("code", [errno.ENODATA, errno.ENODEV])
+def test_what_a_battery_cannot_tell_now_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The charger is known all the same; any other fault is one."""
+    supply(tmp_path, "AC", type="Mains", online=0)
+    battery(tmp_path, 80, "Discharging")
+    codes = [code, errno.EIO]
+
+    def read(path: Path) -> bytes:
+        if path.name == "capacity":
+            raise OSError(codes.pop(0), "it cannot tell", str(path))
+        return path.read_bytes()
+
+    monkeypatch.setattr(power, "read_file", read)
+    sensor = PowerSensor(supplies=tmp_path)
+    assert sensor.read() == Power(False, None)
+    with pytest.raises(OSError, match="cannot tell"):
+        sensor.read()
 
 
 def test_a_platform_without_sysfs_is_read_through_psutil() -> None:
