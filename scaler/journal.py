@@ -10,13 +10,15 @@ import json
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from scaler.errors import ScalerError
 from scaler.events import (
@@ -43,6 +45,25 @@ from scaler.private_files import private_folder
 
 log = logging.getLogger(__name__)
 
+DAEMON = "scaler run"
+"""The daemon's name. Records of before writers were named are the daemon's, too."""
+
+
+class Writer(NamedTuple):
+    """Who decided what a record tells: a program by its name, in one of its lives."""
+
+    program: str
+    pid: int
+
+
+def this_program() -> Writer:
+    """This process, named as syslog names one: by its script, without folder and arguments, which may be private."""
+    script = Path(sys.argv[0] if sys.argv else "")
+    name = script.parent.name if script.name == "__main__.py" else script.name
+    # Such as of `python -c`, and of a Python that a person types into.
+    scripted = name and not name.startswith("-")
+    return Writer(name if scripted else Path(sys.executable or "python").name, os.getpid())
+
 
 class JournalError(ScalerError):
     """The journal could not be written or read: names the file and the cause."""
@@ -52,10 +73,27 @@ class _Lines(RotatingFileHandler):
     """A rotating file that raises, where the standard library's would print to stderr and go on."""
 
     def _open(self) -> IO[str]:  # type: ignore[override]
+        private_folder(Path(self.baseFilename).parent)
         _mend(Path(self.baseFilename))
         return open(
             self.baseFilename, self.mode, encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
         )
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802  # the standard library's name
+        self._follow()
+        return bool(super().shouldRollover(record))
+
+    def _follow(self) -> None:
+        """Let go of a file that has another name now: another program on the same journal moved it away, and what were
+        written on there would soon be in the oldest, and deleted.
+        """
+        if self.stream is None:
+            return
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self.stream.fileno()), os.stat(self.baseFilename)):
+                return
+        stream, self.stream = self.stream, None
+        stream.close()
 
     def doRollover(self) -> None:  # noqa: N802  # the standard library's name
         if self.backupCount == 0:
@@ -70,15 +108,23 @@ class _Lines(RotatingFileHandler):
 class Journal:
     """Appends records; safe to use from many threads."""
 
-    def __init__(self, path: Path, *, max_bytes: int = 5 * 1024 * 1024, files: int = 5) -> None:
-        """``max_bytes`` a file, ``files`` files in all. Nothing is created before the first record."""
+    def __init__(
+        self, path: Path, *, max_bytes: int = 5 * 1024 * 1024, files: int = 5, writer: Writer | None = None
+    ) -> None:
+        """``max_bytes`` a file, ``files`` files in all. Nothing is created before the first record.
+
+        ``writer`` is added to each record: programs may share a journal. Without one, none is named.
+        """
         self.path = path
+        self._writer = writer
         self._max_bytes, self._files = max_bytes, files
         self._lines: _Lines | None = None
         self._lock = threading.Lock()
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record and flush it; figures that are no number as null. Raises JournalError if it cannot."""
+        if self._writer is not None:
+            record = {**record, **self._writer._asdict()}
         try:
             line = _json(record)
         except ValueError:
@@ -87,7 +133,6 @@ class Journal:
         try:
             with self._lock:
                 if self._lines is None:
-                    private_folder(self.path.parent)
                     self._lines = _Lines(
                         self.path, maxBytes=self._max_bytes, backupCount=self._files - 1, encoding="utf-8"
                     )

@@ -382,7 +382,7 @@ class LevelMachine:
     def observe(self, reading: Reading) -> bool:
         """Take in a reading and decide; True when the state changed.
 
-        A reading that is missing, out of order or from the past changes nothing.
+        A reading that is missing, out of order, from the past or of no time at all changes nothing.
         """
         evidence = self.evidence
         if not evidence.take(reading):
@@ -473,8 +473,8 @@ class LevelMachine:
         """Say whether anybody asks for a model at all; from off, nothing is loaded before."""
         self.evidence.wanted = wanted
 
-    def pin(self, level: str, at_s: float) -> None:
-        """Stay at ``level`` until unpinned. Raises PinRefused with the reason."""
+    def check_pin(self, level: str) -> int:
+        """The position of ``level``, which can be pinned now. Raises PinRefused with the reason."""
         evidence = self.evidence
         try:
             position = self.ladder.index(level)
@@ -487,6 +487,11 @@ class LevelMachine:
             verdict = fits_under_critical(evidence, position)
             if not verdict.holds:
                 raise PinRefused(f"cannot pin {level}: {explain(evidence, position, verdict)}")
+        return position
+
+    def pin(self, level: str, at_s: float) -> None:
+        """Stay at ``level`` until unpinned. Raises PinRefused with the reason."""
+        evidence, position = self.evidence, self.check_pin(level)
         evidence.pinned = position
         if position != evidence.state:
             self._event_at_s = max(at_s, evidence.now_s)

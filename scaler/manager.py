@@ -102,7 +102,7 @@ class ModelManager:
         ``on_notice`` is told what a person should know, as if given to the method `on_notice`; climbs, too, with
         ``notify_upgrades`` or where the configuration wants them told.
         ``remember``: know what the one before learned, and keep it for the next, as the configuration's ``remembered``
-        says; one program at a time. ``surroundings``: a simulated machine's.
+        says; one program at a time. ``surroundings``: other than this machine's, and this program's.
 
         Raises ConfigError when the configuration is at fault, LevelUnavailable when a level cannot be sized,
         MissingExtra when the library of a runtime, or of a place for notices, is not installed, ConversationError when
@@ -134,8 +134,13 @@ class ModelManager:
             clock=outside.clock,
             wall_clock=outside.wall_clock,
         )
+        self.writer = outside.writer
+        """Who the journal says has decided."""
         self.journal = outside.journal(
-            settings.journal.path, max_bytes=int(settings.journal.max_mib * 1024**2), files=settings.journal.files
+            settings.journal.path,
+            max_bytes=int(settings.journal.max_mib * 1024**2),
+            files=settings.journal.files,
+            writer=self.writer,
         )
         self._proactive_scaler = ProactiveScaler(
             ladder=parts.ladder,

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from scaler.journal import JournalError, read
+from scaler.journal import DAEMON, JournalError, Writer, read
 from scaler.levels import OFF
 from scaler.recent import Point, point_of
 from scaler.recordings import Recording
@@ -37,28 +37,49 @@ def records(path: Path, *, since_s: float | None = None) -> Iterator[dict[str, A
         yield record
 
 
+def own(records: Iterable[dict[str, Any]], writer: Writer, began_s: float) -> Iterator[dict[str, Any]]:
+    """What of them ``writer`` has decided, which began at ``began_s``, and did in its lives before that: not what other
+    programs on the same journal did. Records of before writers were named name none, and count as its own.
+    """
+    for record in records:
+        program, pid = _writer(record)
+        if program in (None, writer.program) and (pid in (None, writer.pid) or at_s(record) < began_s):
+            yield record
+
+
+def other_program(record: Mapping[str, Any]) -> str | None:
+    """Which program but the daemon has decided what a record tells, and in which process; None for the daemon's."""
+    program, pid = _writer(record)
+    return None if program in (None, DAEMON) else f"{program}[{pid}]"
+
+
+def _writer(record: Mapping[str, Any]) -> tuple[Any, Any]:
+    return record.get("program"), record.get("pid")
+
+
 def joined(records: Iterable[dict[str, Any]], *, since_s: float = float("-inf")) -> list[dict[str, Any]]:
     """The records since then that are events of their own, each decision with its ``outcome`` and whether it was
     ``hurried``.
 
-    Tickets begin anew with each run of the daemon, so an outcome belongs to the latest decision of its ticket.
+    Tickets begin anew with each run of a program, so an outcome belongs to its latest decision of its ticket.
     """
     events: list[dict[str, Any]] = []
-    decisions: dict[int, dict[str, Any]] = {}
+    decisions: dict[tuple[Any, ...], dict[str, Any]] = {}
     for record in records:
+        who = _writer(record)
         if at_s(record) < since_s:
             # Files are much longer than an hour. What becomes of a decision of before is not asked for either.
             if record["event"] == "decision":
-                decisions[record["ticket"]] = {}
+                decisions[*who, record["ticket"]] = {}
             continue
         match record["event"]:
             case "decision":
-                decisions[record["ticket"]] = event = {**record, "outcome": None, "hurried": False}
+                decisions[*who, record["ticket"]] = event = {**record, "outcome": None, "hurried": False}
                 events.append(event)
-            case "switched" | "switch_failed" if record["ticket"] in decisions:
-                decisions[record["ticket"]]["outcome"] = record
-            case "hurried" if record["switch"]["ticket"] in decisions:
-                decisions[record["switch"]["ticket"]]["hurried"] = True
+            case "switched" | "switch_failed" if (key := (*who, record["ticket"])) in decisions:
+                decisions[key]["outcome"] = record
+            case "hurried" if (key := (*who, record["switch"]["ticket"])) in decisions:
+                decisions[key]["hurried"] = True
             case _:
                 events.append(record)
     return events
@@ -286,7 +307,8 @@ def _is_ours(record: dict[str, Any]) -> bool:
         for _, level in served([record]):
             hash(level)
         list(_counted(record, {}))
-        return isinstance(record["event"], str)
+        named = isinstance(record.get("program", DAEMON), str) and isinstance(record.get("pid", 0), int)
+        return named and isinstance(record["event"], str)
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
         return False
 

@@ -386,8 +386,10 @@ class ProactiveScaler:
     def pin(self, level: str) -> None:
         """Stay at ``level`` until unpinned. Raises PinRefused with the reason."""
         with self._lock:
-            self._machine.pin(level, self._clock())
+            self._machine.check_pin(level)
+            # Told before what is decided because of it.
             self._pending.append(PinChanged(level))
+            self._machine.pin(level, self._clock())
             self._refresh_preflight()
         self._deliver()
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from scaler.advising import in_a_thread
 from scaler.assembly import PutTogether, put_together
-from scaler.journal import Journal
+from scaler.journal import Journal, Writer, this_program
 from scaler.loop_thread import LoopThread
 from scaler.monitor import ResourceMonitor
 from scaler.sensors.programs import ProgramSurvey
@@ -33,6 +33,8 @@ class Surroundings:
     """Reads the machine; told as `ResourceMonitor` is."""
     journal: Callable[..., Journal] = Journal
     """Keeps decisions; told as `Journal` is."""
+    writer: Writer = field(default_factory=this_program)
+    """Who the journal says has decided."""
     survey: Callable[[Callable[[], Collection[int]]], ProgramSurvey] = ProgramSurvey
     """Looks who holds memory; told what gives the roots of the models' process trees."""
     aside: Callable[[Callable[[], None]], None] = in_a_thread

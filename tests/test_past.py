@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from scaler import past
-from scaler.journal import KINDS, Journal, JournalError
+from scaler.journal import DAEMON, KINDS, Journal, JournalError, Writer
 from scaler.readings import Memory, Reading
 from scaler.recordings import Recorder
 
@@ -147,6 +147,30 @@ def test_a_new_run_begins_with_nothing_loaded() -> None:
     ]
 
 
+def test_programs_on_one_journal_are_told_apart() -> None:
+    """Each has its own tickets; what the daemon did in lives before is its own, and so is what names nobody yet."""
+
+    def by(writer: Writer, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [one | writer._asdict() for one in records]
+
+    daemon, program, second = Writer(DAEMON, 7), Writer("my_app.py", 8), Writer(DAEMON, 9)
+    unnamed = switch("11-28T00:00", 1, "off", "small")
+    before = by(Writer(DAEMON, 5), switch("11-28T01:00", 1, "off", "large"))
+    (decided, done), (other, other_done) = (
+        by(who, switch("11-28T03:00", 1, "off", level)) for who, level in ((daemon, "small"), (program, "large"))
+    )
+    hurried = by(daemon, [record("11-28T03:00", "hurried", switch={"ticket": 1})])
+    beside = by(second, switch("11-28T04:00", 1, "off", "small"))
+    records = [*unnamed, *before, decided, other, *hurried, done, other_done, *beside]
+    own = [*unnamed, *before, decided, *hurried, done]
+    assert list(past.own(records, daemon, at("11-28T02:00"))) == own
+    assert list(past.own(records, program, at("11-28T02:00"))) == [*unnamed, other, other_done]
+    events = past.joined(records)
+    assert [event["outcome"] for event in events] == [unnamed[1], before[1], done, other_done, beside[1]]
+    assert [event["hurried"] for event in events] == [False, False, True, False, False]
+    assert [past.other_program(event) for event in events] == [None, None, None, "my_app.py[8]", None]
+
+
 def test_only_the_files_that_tell_of_the_time_are_read(tmp_path: Path) -> None:
     """A journal may be large, and who asks for an hour waits for it; one file more tells how things stood."""
     path = tmp_path / "journal.jsonl"
@@ -202,6 +226,8 @@ def test_an_outcome_whose_decision_was_not_asked_for_is_no_event() -> None:
         {"at": "2026-11-28T00:00:00+00:00", "event": ["pin"]},
         {"at": "2026-11-28T00:00:00", "event": "budget_restored", "level": "small"},
         {"at": "9999-12-31T23:59:59+00:00", "event": "budget_restored", "level": "small"},
+        {"at": "2026-11-28T00:00:00+00:00", "event": "budget_restored", "level": "small", "program": None, "pid": 7},
+        {"at": "2026-11-28T00:00:00+00:00", "event": "budget_restored", "level": "small", "program": "a", "pid": []},
     ],
     ids=str,
 )

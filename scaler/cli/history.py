@@ -12,7 +12,7 @@ from typing import Any
 
 from scaler.cli import EXIT_OK, Command
 from scaler.errors import ConfigError
-from scaler.past import in_words, joined, records
+from scaler.past import in_words, joined, other_program, records
 from scaler.printable import one_line
 from scaler.words import SPAN, span
 
@@ -79,7 +79,8 @@ def _time(text: str, now: datetime) -> datetime:
 
 def _line(event: Mapping[str, Any]) -> str:
     when = datetime.fromisoformat(event["at"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    return f"{when}  {in_words(event)}"
+    who = other_program(event)
+    return f"{when}  {'' if who is None else f'{who}: '}{in_words(event)}"
 
 
 COMMAND = Command("history", "what happened, when and why, from the journal", _add_arguments, _run)

@@ -36,6 +36,7 @@ from scaler.events import (
     SwitchFailed,
     UnloadFailed,
 )
+from scaler.journal import DAEMON, Writer
 from scaler.monitor import SensorLost, SensorRecovered
 from scaler.printable import OneLine, one_line
 from scaler.proactive import Event
@@ -83,6 +84,7 @@ def _run(args: argparse.Namespace) -> int:
         from scaler.serving.app import Endpoint
     from scaler.manager import ModelManager
     from scaler.supervision import Supervisor
+    from scaler.surroundings import Surroundings
 
     if args.port is not None and not 0 <= args.port <= 65535:
         raise ConfigError(f"--port: {args.port} cannot be used; expected a whole number from 0 to 65535")
@@ -95,7 +97,8 @@ def _run(args: argparse.Namespace) -> int:
     _log_in_lines()
     signals = Signals()
     with ExitStack() as closing:
-        manager = closing.enter_context(ModelManager(args.config, remember=True))
+        surroundings = Surroundings(writer=Writer(DAEMON, os.getpid()))
+        manager = closing.enter_context(ModelManager(args.config, remember=True, surroundings=surroundings))
         endpoint = Endpoint(manager, host, port)
         endpoint.start()
         recording = Recording(manager.settings.recording)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any
@@ -71,7 +71,6 @@ class History:
 
     def _lately(self, last_s: int) -> dict[str, Any]:
         now_s = self._wall_clock()
-        journal = self._manager.settings.journal.path
         if not self._filled:
             self._fill(now_s)
             self._filled = True
@@ -83,7 +82,7 @@ class History:
             "points": [_told(point) for point in points],
             "events": [
                 {**event, **dict(zip(("what", "why"), past.what_and_why(event), strict=True))}
-                for event in past.joined(past.records(journal, since_s=since_s), since_s=since_s)
+                for event in past.joined(self._records(since_s), since_s=since_s)
             ],
         }
 
@@ -92,8 +91,7 @@ class History:
         if not settings.recording.enabled:
             return
         try:
-            records = past.records(settings.journal.path, since_s=since_s)
-            self._recent.fill(past.recorded(settings.recording.path, records, since_s))
+            self._recent.fill(past.recorded(settings.recording.path, self._records(since_s), since_s))
         except RecordingError as error:
             # What is recorded from now on is no worse for it, and `scaler replay` is refused with the same words.
             log.warning("what was before the start is not shown: %s", error)
@@ -101,10 +99,15 @@ class History:
     def _days(self, count: int) -> dict[str, Any]:
         now_s = self._wall_clock()
         settings = self._manager.settings
-        records = past.records(settings.journal.path, since_s=now_s - (count + 1) * KEPT_S)
+        records = self._records(now_s - (count + 1) * KEPT_S)
         stretches = past.watched(settings.recording.path, self._began_s, now_s)
         ladder = [level.name for level in self._manager.scaler.ladder]
         return {"days": past.days(records, ladder, stretches, now_s, count)}
+
+    def _records(self, since_s: float) -> Iterator[dict[str, Any]]:
+        """The journal's, but for those of other programs."""
+        records = past.records(self._manager.journal.path, since_s=since_s)
+        return past.own(records, self._manager.writer, self._began_s)
 
 
 def _asked(request: web.Request, name: str, bounds: tuple[int, int, int]) -> int:

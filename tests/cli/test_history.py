@@ -23,7 +23,7 @@ from scaler.events import (
     SwitchFailed,
     UnloadFailed,
 )
-from scaler.journal import Journal, record_of
+from scaler.journal import DAEMON, Journal, Writer, record_of
 from scaler.levels import GIB, RAM, Ladder, Level
 from scaler.machine import LevelMachine, Switch
 from scaler.policy import Policy
@@ -37,8 +37,10 @@ TOTAL = 16 * GIB
 class Story:
     """A day of a machine: a real decision machine whose events go into a real journal, one second a reading."""
 
-    def __init__(self, path: Path, *, max_bytes: int = 5 * 1024 * 1024, files: int = 5) -> None:
-        self.journal = Journal(path, max_bytes=max_bytes, files=files)
+    def __init__(
+        self, path: Path, *, max_bytes: int = 5 * 1024 * 1024, files: int = 5, writer: Writer | None = None
+    ) -> None:
+        self.journal = Journal(path, max_bytes=max_bytes, files=files, writer=writer)
         self.at_s = 0.0
         self.switch: Switch | None = None
         ladder = Ladder([Level("small", {RAM: 1 * GIB}, 0.5, 1.0), Level("large", {RAM: 8 * GIB}, 1.0, 4.0)])
@@ -164,6 +166,25 @@ def test_a_failed_switch_says_what_still_serves_and_why(scaler: Run, path: Path)
     lines = scaler("history").stdout.splitlines()
     assert lines[0].endswith("[failed, off serves: no such file]")
     assert lines[-1].endswith("[done after 0.50 s, 0.25 s of it loading]")
+
+
+def test_what_another_program_decided_says_so(scaler: Run, path: Path) -> None:
+    """Where a program embeds scaler beside the daemon: both load a model at once, and each has its own outcome."""
+    daemon, program = Story(path, writer=Writer(DAEMON, 7)), Story(path, writer=Writer("my_app.py", 8))
+    daemon.observe(2)
+    program.observe(2)
+    daemon.failed("no such file")
+    program.done(0.5)
+    for story in (daemon, program):
+        story.journal.close()
+    lines = [line[21:] for line in scaler("history").stdout.splitlines()]
+    assert lines[0].startswith("off → small: ")
+    assert lines[0].endswith("[failed, off serves: no such file]")
+    assert lines[1].startswith("my_app.py[8]: off → small: ")
+    assert lines[1].endswith("[done after 0.50 s, 0.25 s of it loading]")
+    assert lines[2] == "small → off: small could not be loaded [not finished]"
+    records = [json.loads(line) for line in scaler("history", "--json").stdout.splitlines()]
+    assert [(record["program"], record["pid"]) for record in records[:2]] == [("scaler run", 7), ("my_app.py", 8)]
 
 
 def test_json_is_one_record_a_line_with_its_outcome(scaler: Run, day: Story) -> None:

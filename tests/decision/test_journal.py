@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scaler import journal as journal_module
 from scaler.errors import ScalerError
 from scaler.events import DecisionMade, Hurried, ModelDied, PinChanged, SwitchDone, SwitchFailed
-from scaler.journal import Journal, JournalError, read, record_of
+from scaler.journal import Journal, JournalError, Writer, read, record_of
 from tests.decision.driver import GPU_LADDER, Driver, stalls
 
 
@@ -197,6 +197,64 @@ def test_writers_on_many_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
     records = list(read(journal.path, files=50))
     for who in range(4):
         assert [record["n"] for record in records if record["who"] == who] == list(range(200))
+
+
+def test_programs_that_share_it_keep_what_each_wrote_last_in_order(tmp_path: Path) -> None:
+    """One that seldom writes would else go on in a file that the other's rotations have deleted."""
+    path = tmp_path / "journal.jsonl"
+    seldom, often = (Journal(path, max_bytes=600, files=3, writer=Writer(name, 7)) for name in ("seldom", "often"))
+    number = 0
+    for _ in range(5):
+        for journal in (seldom, *[often] * 60):
+            journal.write({"number": number})
+            number += 1
+    seldom.write({"number": number})
+    kept = list(read(path, files=3))
+    assert [record["number"] for record in kept] == list(range(number + 1))[-len(kept) :]
+    assert len(kept) > 20
+    assert kept[-2:] == [
+        {"number": number - 1, "program": "often", "pid": 7},
+        {"number": number, "program": "seldom", "pid": 7},
+    ]
+    for journal in (seldom, often):
+        journal.close()
+
+
+def test_a_journal_that_somebody_deleted_is_begun_anew(tmp_path: Path) -> None:
+    """With its folder, for its owner only, while the daemon goes on."""
+    journal = Journal(tmp_path / "state" / "journal.jsonl")
+    journal.write({"number": 1})
+    journal.path.unlink()
+    journal.path.parent.rmdir()
+    journal.write({"number": 2})
+    assert list(read(journal.path)) == [{"number": 2}]
+    assert stat.S_IMODE(journal.path.parent.stat().st_mode) == 0o700
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["private/my_app.py", "--key", "secret"], "my_app.py"),
+        (["-m", "private.package"], "package"),
+        (["-m", "private.my_app"], "my_app.py"),
+        (["-c", "from scaler.journal import this_program; print(*this_program())"], Path(sys.executable).name),
+    ],
+    ids=["script", "package", "module", "no script"],
+)
+def test_a_program_is_named_by_its_script_and_nothing_private(tmp_path: Path, command: list[str], name: str) -> None:
+    """Folders have people's names, and arguments secrets."""
+    code = "from scaler.journal import this_program; print(*this_program())"
+    for file in ("my_app.py", "package/__main__.py"):
+        path = tmp_path / "private" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        [sys.executable, *command], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as program:
+        said, _ = program.communicate()
+    assert said == f"{name} {program.pid}\n"
 
 
 def test_threads_that_write_the_first_record_together_open_one_file(

@@ -207,6 +207,26 @@ def test_a_pin_holds_until_it_is_released() -> None:
         bench.scaler.pin("large")
 
 
+def test_a_pin_is_told_before_what_follows_from_it(tmp_path: Path) -> None:
+    """A person reads first what was asked and then what came of it; of what was refused there is nothing to tell."""
+    journal = Journal(tmp_path / "journal.jsonl")
+    bench = Bench(journal)
+    bench.read(2.0)
+    bench.scaler.pin("medium")
+    bench.scaler.pin("medium")
+    with pytest.raises(PinRefused):
+        bench.scaler.pin("huge")
+    bench.scaler.unpin()
+    journal.close()
+    assert [(told["event"], told.get("dest", told.get("level"))) for told in list(read(journal.path))[2:]] == [
+        ("pin", "medium"),
+        ("decision", "medium"),
+        ("switched", "medium"),
+        ("pin", "medium"),
+        ("pin", None),
+    ]
+
+
 def test_performance_flows_into_the_status() -> None:
     """How well each level answers."""
     bench = Bench()
@@ -293,7 +313,7 @@ def test_subscribers_may_call_back_and_hear_events_in_order() -> None:
     bench.scaler.subscribe(react)
     bench.read(2.0)
     assert bench.scaler.status().state == "medium"
-    assert heard == ["DecisionMade", "SwitchDone", "DecisionMade", "SwitchDone", "PinChanged"]
+    assert heard == ["DecisionMade", "SwitchDone", "PinChanged", "DecisionMade", "SwitchDone"]
 
 
 def test_a_coroutine_may_await_the_events() -> None:

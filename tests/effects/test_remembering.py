@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from scaler import remembering
-from scaler.events import DecisionMade
+from scaler.events import DecisionMade, PinChanged
 from scaler.level_settings import EmbeddedLevel
 from scaler.levels import GIB, RAM, Ladder, Level
 from scaler.remembered import Remembered
@@ -103,6 +103,8 @@ def test_a_pinned_level_that_served_is_gone_back_to_without_the_dwell(path: Path
     assert second.scaler.status().state == ("large" if other_gib < 5 else "small")
     reasons = [event.switch.decision.reason for event in second.events if isinstance(event, DecisionMade)]
     assert reasons[1:] == (["a person pinned large"] if other_gib < 5 else [])
+    # Nobody has pinned anything now.
+    assert not [event for event in second.events if isinstance(event, PinChanged)]
     again.close()
 
 

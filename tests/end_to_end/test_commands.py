@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import psutil
 import pytest
 
 from scaler.demo.hog import Hog
+from scaler.journal import DAEMON
+from scaler.manager import ModelManager
 from scaler.recordings import Recording
 from scaler.tiers import HardwareTierDetector
 
@@ -85,6 +88,23 @@ def test_a_person_starts_it_talks_to_it_and_understands_it(daemon: Daemon, tmp_p
     ).stdout
     assert "small" in history
     assert "large" in history
+
+
+def test_a_program_that_embeds_it_beside_the_daemon_is_told_apart(daemon: Daemon, tmp_path: Path) -> None:
+    """On one journal: `scaler history` names it, and the daemon's page has the daemon's only."""
+    daemon.wait_for("small serves now")
+    with ModelManager(tmp_path / "scaler.yaml") as manager:
+        manager.generate_response_sync("Who are you?")
+        name = f"{manager.writer.program}[{manager.writer.pid}]: "
+    history = subprocess.run(
+        [*SCALER, "history", "--path", str(tmp_path / "journal.jsonl")], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    began = [line[21:].partition("off → small: ")[0] for line in history if "off → small: " in line]
+    assert began == ["", name]
+    with urllib.request.urlopen(f"{daemon.url}/history", timeout=60) as response:
+        events = json.load(response)["events"]
+    assert {(event["program"], event["pid"]) for event in events} == {(DAEMON, daemon.process.pid)}
+    assert [event["what"] for event in events].count("off → small") == 1
 
 
 def test_a_second_one_says_only_that_one_runs_already(daemon: Daemon, configure: Callable[..., Path]) -> None:

@@ -129,9 +129,9 @@ def test_the_state_comes_first_and_then_what_happens_in_order() -> None:
             one.notices.tell(Notice("failure", "large", "large died → again", 2))
             one.scaler.unpin()
             told = [await line.event() for _ in range(5)]
-            assert [kind for kind, _, _ in told] == ["decision", "switched", "pin", "notice", "pin"]
+            assert [kind for kind, _, _ in told] == ["pin", "decision", "switched", "notice", "pin"]
             assert [number for _, number, _ in told] == list(range(first + 1, first + 6))
-            decision, switched, pinned, notice, unpinned = (data for _, _, data in told)
+            pinned, decision, switched, notice, unpinned = (data for _, _, data in told)
             assert (pinned["level"], unpinned["level"]) == ("large", None)
             assert (decision["source"], decision["dest"], decision["trigger"]) == ("off", "large", "pin")
             assert (switched["level"], switched["ticket"]) == ("large", decision["ticket"])

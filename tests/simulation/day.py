@@ -22,7 +22,7 @@ import scaler.manager
 from scaler.assembly import Parts
 from scaler.errors import LevelUnavailable, PinRefused
 from scaler.events import DecisionMade
-from scaler.journal import JournalError, read, record_of
+from scaler.journal import JournalError, Writer, read, record_of
 from scaler.levels import GIB, RAM, Ladder
 from scaler.machine import LevelMachine, Switch
 from scaler.manager import ModelManager
@@ -51,6 +51,8 @@ BUSY_S = 1800.0
 EPOCH_S = 1_750_000_000.0
 INPUTS = ("observe", "serves", "switched", "switch_failed", "died", "answered", "degrade", "want", "pin", "unpin")
 """What a `LevelMachine` is told; everything that it decides follows from that."""
+WRITER = Writer("simulated", 1)
+"""Who the journal says has decided: the same on any machine."""
 Told = tuple[str, tuple[Any, ...], dict[str, Any]]
 """One input, with what it brings."""
 
@@ -283,6 +285,7 @@ class _Day:
                 journal=self.disk.journal,
                 survey=lambda _: SimulatedSurvey(self.machine),
                 aside=self._aside,
+                writer=WRITER,
             ),
         )
         if self.checked:
@@ -518,5 +521,6 @@ def _overhear(scaler: ProactiveScaler, told: list[Told]) -> None:
 def _bytes(decisions: list[dict[str, Any]]) -> bytes:
     """Decisions as the journal has them, but for the time of day."""
     return b"\n".join(
-        json.dumps({**one, "at": None}, separators=(",", ":"), allow_nan=False).encode() for one in decisions
+        json.dumps({**one, "at": None, **WRITER._asdict()}, separators=(",", ":"), allow_nan=False).encode()
+        for one in decisions
     )
