@@ -20,7 +20,7 @@ from scaler.levels import OFF, RAM, Ladder, Level
 from scaler.machine import LevelMachine
 from scaler.policy import Policy
 from scaler.policy_layers import POLICY
-from scaler.readings import Memory, Reading
+from scaler.readings import FARTHEST_S, Memory, Reading
 
 THRESHOLDS = {"scale_at": "scale_at", "critical_at": "critical_at", "dwell_s": "upgrade_dwell_s"}
 """What `hello` may set of the policy: our name, and the protocol's."""
@@ -60,6 +60,8 @@ class Controller:
     def step(self, sample: Mapping[str, Any]) -> tuple[str, bool, str]:
         """Answer one sample with (target level, urgent, reason)."""
         at_s = _number(sample, "t", least=-math.inf)
+        if not -FARTHEST_S < at_s < FARTHEST_S:
+            raise ValueError(f"t is {at_s!r}; expected seconds")
         model = sample["model"]
         level, idle = model["level"], model["loading"] is None
         if level not in self._known:

@@ -16,7 +16,7 @@ from scaler.levels import Ladder
 from scaler.needles import Needles
 from scaler.peaks import BUCKET_S, Peak, Peaks
 from scaler.policy import Policy
-from scaler.readings import Reading, Usage
+from scaler.readings import FARTHEST_S, Reading, Usage
 from scaler.trends import Trend
 
 NEVER = float("-inf")
@@ -159,9 +159,9 @@ class Evidence:
         return {name: size for name, size in zip(self.resources, self.footprints.of(position), strict=True) if size}
 
     def take(self, reading: Reading) -> bool:
-        """Fold in one reading; False when it says nothing (missing RAM, or not later than the last)."""
+        """Fold in one reading; False when it says nothing (missing RAM, no time at all, or not later than the last)."""
         now = reading.at_s
-        if not now > self.now_s or now == float("inf"):
+        if not now > self.now_s or not -FARTHEST_S < now < FARTHEST_S:
             return False
         usage = [reading.usage(resource) for resource in self.resources]
         if usage[0] is None:
@@ -268,11 +268,14 @@ class Evidence:
     def usage_at(self, position: int) -> float | None:
         """Projected usage as far as a change to this level, or staying there, has to know it; None if unknown.
 
-        A smaller level that takes no more than what is loaded of what could not be read is judged by the rest.
+        A smaller level that takes no more than what is loaded of what could not be read is judged by the rest, and so
+        is the one that is meant to serve: where the rest is too much, the whole is.
         """
         usage, highest = self.projected[position], self.highest
         if usage is not None or position > highest:
             return usage
+        if position == self.state:
+            return self.at_least[position]
         for part, need, loaded in zip(
             self.usage, self.footprints.of(position), self.footprints.of(highest), strict=True
         ):

@@ -99,15 +99,21 @@ class ResourceMonitor:
         return self._latest
 
     def start(self) -> None:
-        """Begin to read, with one reading at once; does nothing when running already."""
+        """Begin to read, with one reading at once; does nothing when running already.
+
+        Raises RuntimeError where the system has no thread for it; it can be started again then.
+        """
         with self._run_lock:
             if self.running:
                 return
-            self._run = _Run()
+            before, self._run = self._run, (run := _Run())
             # Daemon threads throughout: neither a stuck driver nor a forgotten stop() may keep Python from ending.
-            thread = threading.Thread(target=self._loop, args=(self._run,), name="scaler-monitor", daemon=True)
-            self._run.thread = thread
-            thread.start()
+            run.thread = threading.Thread(target=self._loop, args=(run,), name="scaler-monitor", daemon=True)
+            try:
+                run.thread.start()
+            except RuntimeError:
+                self._run = before
+                raise
 
     def stop(self) -> None:
         """End the loop without waiting for the next reading or a slow sensor; return when its threads have ended.

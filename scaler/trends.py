@@ -74,11 +74,11 @@ class Trend:
     def _follow_rise(self, at_s: float, value: float) -> None:
         newer, older = self._newer, self._older
         newer.append((at_s, value))
-        while newer[0][0] <= at_s - self._half_s:
+        while at_s - newer[0][0] >= self._half_s:
             self._middle = newer.popleft()
             older.append(self._middle)
         if self._middle is not None:
-            while older[0][0] <= self._middle[0] - self._half_s:
+            while self._middle[0] - older[0][0] >= self._half_s:
                 self._first = older.popleft()
 
     @property

@@ -349,10 +349,11 @@ NO_THREAD = (
 
 
 class Threads:
-    """Whether the system starts threads that ask sensors, or refuses to, as where memory is short."""
+    """Whether the system starts threads of a name, or refuses to, as where memory is short."""
 
     def __init__(self) -> None:
         self.lacking = False
+        self.name = "scaler-sensors"
         self.refused = threading.Event()
 
 
@@ -362,7 +363,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     threads, start = Threads(), threading.Thread.start
 
     def start_if_possible(thread: threading.Thread) -> None:
-        if threads.lacking and thread.name == "scaler-sensors":
+        if threads.lacking and thread.name == threads.name:
             threads.refused.set()
             raise RuntimeError("can't start new thread")
         start(thread)
@@ -432,6 +433,30 @@ def test_where_no_thread_can_be_started_at_all_every_sensor_is_missing_and_asked
     told = [event for event in listener.all() if not isinstance(event, ReadingTaken)]
     lost = [SensorLost("memory", NO_THREAD, 1.0), SensorLost("swap", NO_THREAD, 1.0)]
     assert told == [*lost, SensorRecovered("memory"), SensorRecovered("swap")]
+
+
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_a_monitor_whose_own_thread_cannot_be_started_does_not_run_and_starts_later(
+    make: Make, threads: Threads, ran_before: bool
+) -> None:
+    """Whoever asks is told that nobody watches; to stop it is no fault."""
+    threads.name = "scaler-monitor"
+    monitor = make(FakeSensor())
+    listener = Listener(monitor)
+    if ran_before:
+        monitor.start()
+        listener.reading()
+        monitor.stop()
+    threads.lacking = True
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            monitor.start()
+        assert not monitor.running
+        monitor.stop()
+    threads.lacking = False
+    monitor.start()
+    assert listener.reading().memory == MEMORY
+    assert monitor.running
 
 
 # ---------------------------------------------------------------- subscribers

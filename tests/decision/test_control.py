@@ -279,6 +279,7 @@ def broken() -> Iterator[tuple[str, Any, str]]:
     yield "no number", {**good, "t": "soon"}, "t is 'soon'; expected a number"
     yield "no time at all", {**good, "t": float("nan")}, "t is nan; expected a number"
     yield "no end of time", {**good, "t": float("inf")}, "t is inf; expected a number"
+    yield "nanoseconds", {**good, "t": 1764000000000000000}, "t is 1.764e+18; expected seconds"
     yield "a huge number", {**good, "t": 10**400}, "one JSON object a line"
     yield "no model", {k: v for k, v in good.items() if k != "model"}, "'model' is missing"
     yield "an unknown level", {**good, "model": {**good["model"], "level": "huge"}}, "there is no level 'huge'"

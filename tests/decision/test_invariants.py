@@ -546,7 +546,9 @@ class Invariants(RuleBasedStateMachine):
         self.now_s += seconds
 
     @rule(
-        kind=st.sampled_from(["missing", "no own", "negative", "absurd", "NaN", "now", "past", "NaN time", "endless"]),
+        kind=st.sampled_from(
+            ["missing", "no own", "negative", "absurd", "NaN", "now", "past", "NaN time", "endless", "no time"]
+        ),
         back_s=parts(0, 1000, 10),
     )
     def bad_reading(self, kind: str, back_s: float) -> None:
@@ -564,6 +566,7 @@ class Invariants(RuleBasedStateMachine):
             "past": Reading(evidence.now_s - back_s, None, full, 0),
             "NaN time": Reading(nan, None, full, 0),
             "endless": Reading(math.inf, None, full, 0),
+            "no time": Reading(1e18, None, full, 0),
         }[kind]
         before = self.snapshot()
         assert self.tell("observe", reading) is False

@@ -349,6 +349,8 @@ def useless(drive: Driver) -> list[Reading]:
         Reading(nan, **full),  # type: ignore[arg-type]
         Reading(float("inf"), **full),  # type: ignore[arg-type]
         Reading(float("-inf"), **full),  # type: ignore[arg-type]
+        Reading(1e18, **full),  # type: ignore[arg-type]
+        Reading(-1e18, **full),  # type: ignore[arg-type]
         Reading(good.at_s, **full),  # type: ignore[arg-type]
         Reading(good.at_s - 1e-6, **full),  # type: ignore[arg-type]
         Reading(good.at_s - 1e6, **full),  # type: ignore[arg-type]
@@ -366,6 +368,16 @@ def test_readings_that_are_missing_absurd_or_out_of_order_change_nothing() -> No
     assert drive.machine.evidence.footprints.of(1) == [6 * GIB]
     drive.read(6, 201)
     assert drive.state == "large"
+
+
+def test_a_first_reading_of_no_time_at_all_keeps_nobody_waiting() -> None:
+    """As of a program that counts in nanoseconds once: the next good reading decides, and the dwell goes by."""
+    for at_s in (1e18, -1e18, 1e308, -1e308):
+        drive = Driver()
+        drive.observe(drive.reading(4, at_s=at_s))
+        assert (drive.moves, drive.machine.evidence.reading) == ([], None)
+        drive.read(4, 400)
+        assert drive.state == "large"
 
 
 def test_a_gap_in_the_readings_breaks_the_evidence_for_an_upgrade() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scaler.guards import GUARDS, explain
-from scaler.levels import GIB, RAM, Ladder, Level
+from scaler.levels import GIB, OFF, RAM, Ladder, Level
 from tests.decision.driver import Driver
 
 RAM_THEN_GPU = Ladder([Level("small", {RAM: 4 * GIB}, 0.5, 1.0), Level("medium", {"gpu0": 8 * GIB}, 0.8, 3.0)])
@@ -82,3 +82,15 @@ def test_a_gpu_that_cannot_be_read_is_not_told_in_figures_of_ram() -> None:
     evidence = drive.machine.evidence
     sentence = explain(evidence, 1, GUARDS["over_limit"].test(evidence, 1))
     assert sentence == "usage at medium is unknown of gpu0, which cannot be read now; the limit is 80 %"
+
+
+def test_a_level_on_its_way_is_left_for_want_of_ram_though_its_gpu_cannot_be_read() -> None:
+    """Somebody asked to step down from what takes nothing here; to go on loading would be to wait for the kernel."""
+    ladder = Ladder([Level("both", {RAM: 8 * GIB, "gpu0": 2 * GIB}, 0.5, 60.0), Level("cloud", {}, 0.8, 3.0)])
+    drive = Driver(ladder, initial="cloud", answer=lambda switch: switch.dest == OFF)
+    drive.read_gpu(10, 1, 10)
+    assert drive.machine.degrade(drive.now_s)
+    drive.read_gpu(10, None, 5)
+    assert drive.state == "both"
+    drive.read_gpu(20, None, 1)
+    assert drive.moves == [("degrade", "cloud", "both"), ("observe", "both", OFF)]

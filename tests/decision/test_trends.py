@@ -136,6 +136,14 @@ def test_a_rise_is_steady_only_if_it_rose_all_the_time(steps: list[tuple[float, 
         assert samples[-1][1] >= min(before) + rise * rise_s - 1e-6
 
 
+@pytest.mark.parametrize(("at_s", "rise_s"), [(1e18, 4.0), (1e6, 1e-12)])
+def test_where_no_rise_can_be_told_apart_from_a_moment_there_is_none(at_s: float, rise_s: float) -> None:
+    """Half the time that a rise takes is less than what a clock so far on can tell."""
+    trend = Trend(60, rise_s)
+    trend.add(at_s, 0.1)
+    assert trend.steady_rise_per_s == 0
+
+
 def test_one_jump_is_no_rise_and_a_leak_is_one() -> None:
     """The half without the jump says so."""
     leak, jump = Trend(60, 4.0), Trend(60, 4.0)
