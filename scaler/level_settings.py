@@ -139,8 +139,8 @@ class ServedLevel(LevelSettings):
 
     @property
     def address(self) -> str:
-        """Where the server listens, without a slash at the end."""
-        return str(self.url).rstrip("/")
+        """Where the server listens, without a slash at the end, nor OpenAI's /v1, which people write as well."""
+        return str(self.url).rstrip("/").removesuffix("/v1")
 
 
 class OllamaLevel(ServedLevel):
@@ -221,6 +221,11 @@ class OpenAILevel(ServedLevel):
     """Who answers."""
     continues: bool = False
     """Whether the server knows continue_final_message, as vLLM and llama-server do: it can take an answer over then."""
+
+    @property
+    def address(self) -> str:
+        """Where the server listens, without a slash at the end; a path is the whole of its API's."""
+        return str(self.url).rstrip("/")
 
 
 def listed(model: str) -> str:

@@ -65,6 +65,8 @@ class Router:
 
     url: str
     process: psutil.Popen
+    log: Path
+    """What it writes down."""
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """What it answers, as somebody else would ask."""
@@ -104,14 +106,14 @@ def router(folder: Path, models: Mapping[str, Path], *arguments: str, cwd: Path 
             cwd=cwd,
         )
         try:
-            running = Router(f"http://127.0.0.1:{port}", process)
+            running = Router(f"http://127.0.0.1:{port}", process, Path(log.name))
             until = time.monotonic() + 30
             while True:
                 try:
                     running.ask("/health")
                     break
                 except OSError:
-                    assert time.monotonic() < until, Path(log.name).read_text()
+                    assert time.monotonic() < until, running.log.read_text()
                     time.sleep(0.02)
             yield running
         finally:

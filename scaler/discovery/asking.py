@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from scaler.discovery.found import printable
 from scaler.discovery.places import Place
 from scaler.errors import ScalerError
 
@@ -69,7 +70,7 @@ class Asking:
                     content += block
                     if len(content) > ANSWER_LIMIT_BYTES:
                         return None
-                status = response.status
+                status, location = response.status, response.headers.get("Location")
         except TimeoutError as error:
             raise Unanswered(f"accepts connections and does not answer within {self.limit_s:g} s") from error
         except (aiohttp.ClientConnectorError, ConnectionRefusedError) as error:
@@ -80,6 +81,8 @@ class Asking:
         if status == HTTPStatus.UNAUTHORIZED or (status == HTTPStatus.FORBIDDEN and self.place.named):
             wrong = self.place.key_env and f"the key in {self.place.key_env} is not the right one"
             raise Locked(wrong or "wants an API key: name it with --url and --key-env")
+        if status // 100 == 3 and location is not None and self.place.named:
+            raise Unanswered(f"sends whoever asks on to {printable(location, 200)}; name that address")
         if status != HTTPStatus.OK:
             return None
         try:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from scaler.errors import ConfigError
 from scaler.runtimes.listeners import listeners
+from scaler.runtimes.steering import is_key
 
 PORTS = (11434, 1234, 8080, 8000, 5000, 1337, 4891)
 OLLAMA_PORT = 11434
@@ -60,8 +61,9 @@ class Place:
         return parts.port or (443 if parts.scheme == "https" else 80)
 
     def authorization(self) -> dict[str, str]:
-        """The header with the API key, if there is one; it is looked up when it is asked for."""
-        return {} if self.key_env is None else {"Authorization": f"Bearer {os.environ.get(self.key_env, '')}"}
+        """The header with the API key, if there is one that can be sent; it is looked up when it is asked for."""
+        key = "" if self.key_env is None else os.environ.get(self.key_env, "").strip()
+        return {"Authorization": f"Bearer {key}"} if key and is_key(key) else {}
 
 
 def named(url: str, key_env: str | None = None) -> Place:
@@ -79,8 +81,11 @@ def named(url: str, key_env: str | None = None) -> Place:
         usable = False
     if not usable or not full.isprintable() or parts.query or parts.fragment:
         raise ConfigError(f"--url: {url!r} is no address of a server; expected one such as http://127.0.0.1:8080")
-    if key_env is not None and not os.environ.get(key_env):
+    key = None if key_env is None else os.environ.get(key_env, "").strip()
+    if key == "":
         raise ConfigError(f"--key-env: the environment variable {key_env} is not set; set it to the API key")
+    if key is not None and not is_key(key):
+        raise ConfigError(f"--key-env: the environment variable {key_env} holds what no API key can; set it anew")
     return Place(full.rstrip("/"), named=True, key_env=key_env)
 
 

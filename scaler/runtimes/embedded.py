@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from scaler import extras
 from scaler.descriptions import Description
 from scaler.errors import LevelUnavailable, RequestRejected
@@ -23,6 +25,8 @@ from scaler.runtimes.gguf_size import pools, serving_bytes, weights_bytes
 from scaler.runtimes.llama_cpp import ChildModel
 from scaler.runtimes.model_process import Children, remove_abandoned
 from scaler.settings import EmbeddingSettings
+
+EMBEDDED: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
 class EmbeddedRuntime:
@@ -130,7 +134,7 @@ class EmbeddedModel(ChildModel[EmbeddedProcess]):
     async def embed(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Answer an OpenAI embeddings request; raises LevelUnavailable, RequestRejected."""
         try:
-            answer: dict[str, Any] = await self._server.post("/v1/embeddings", request)
+            answer = await self._server.post("/v1/embeddings", request, EMBEDDED)
         except LevelUnavailable:
             # llama.cpp takes a text that is too long for a fault of its own.
             await self._check_lengths(request.get("input"))
@@ -140,7 +144,7 @@ class EmbeddedModel(ChildModel[EmbeddedProcess]):
     async def _check_lengths(self, given: Any) -> None:
         for text in given if isinstance(given, list) else [given]:
             if isinstance(text, str):
-                length = len((await self._tokenize(text))["tokens"])
+                length = await self._tokens(text)
             else:
                 length = len(text) if isinstance(text, list) else 0
             if length > self._context_tokens:

@@ -126,7 +126,8 @@ def shape_in(metadata: Mapping[str, Any]) -> Shape:
     architecture = metadata.get("general.architecture")
 
     def number(key: str) -> int:
-        value = metadata.get(key, 0)
+        # Ollama names the lists of a model without showing them.
+        value = metadata.get(key) or 0
         # Some models have a list of one figure a layer; taking the largest for all errs on the safe side.
         figures = value if isinstance(value, list) else [value]
         if not all(isinstance(figure, int) and figure >= 0 for figure in figures):

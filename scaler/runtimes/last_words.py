@@ -38,6 +38,11 @@ ADVICE = (
     ("Resource temporarily unavailable", "not enough memory, or too many processes ({words})"),
     ("unable to allocate", "not enough memory ({words}); choose a smaller model or a shorter context"),
     ("failed to allocate", "not enough memory ({words}); choose a smaller model or a shorter context"),
+    (
+        "no backends are loaded",
+        "{program} finds no backend, a library such as libggml-cpu.so that computes; leave it where it was installed, "
+        "or install it anew",
+    ),
     ("failed to load model", "llama.cpp cannot load it ({words}); is it a whole GGUF file?"),
 )
 """What llama.cpp says and what to make of it, the most telling first."""

@@ -58,6 +58,13 @@ def listeners() -> Iterator[Listener]:
             yield from _of(process)
 
 
+def below(pid: int) -> frozenset[int]:
+    """The descendants of a process; none where it has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return frozenset(one.pid for one in psutil.Process(pid).children(recursive=True))
+    return frozenset()
+
+
 def _topmost(process: psutil.Process, port: int, host: str | None) -> int:
     with contextlib.suppress(psutil.Error):
         while (parent := process.parent()) is not None and any(_meant(one, port, host) for one in _of(parent)):

@@ -9,12 +9,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, TypeAdapter
 
 from scaler.runtimes.embedded_server import SPARE_THREADS
 from scaler.runtimes.hangs import hung
 from scaler.runtimes.model_process import P
-from scaler.runtimes.model_server import GONE_S, EventReader, ModelServer, streamed
+from scaler.runtimes.model_server import GONE_S, ModelServer, streamed
+from scaler.runtimes.openai_chunks import EventReader
 
 CALLS = SPARE_THREADS - 1
 """How many questions beside answers are asked at a time; one thread is left for /health.
@@ -22,6 +25,20 @@ CALLS = SPARE_THREADS - 1
 A request holds one of the server's threads from its arrival on, even while it waits for a slot. Twelve streams took
 them all, and /health and /tokenize were not answered until one ended. So requests wait here.
 """
+
+
+T = TypeVar("T")
+
+
+class _Prompt(BaseModel):
+    prompt: str
+
+
+class _Tokens(BaseModel):
+    tokens: list[Any]
+
+
+PROMPT, TOKENS = TypeAdapter(_Prompt), TypeAdapter(_Tokens)
 
 
 class LlamaCppModel:
@@ -52,14 +69,14 @@ class LlamaCppModel:
 
     async def count_tokens(self, request: Mapping[str, Any]) -> int:
         """Tokens of the prompt as the model's own template and vocabulary have it."""
-        prompt = (await self._post("/apply-template", request))["prompt"]
-        return len((await self._tokenize(prompt))["tokens"])
+        return await self._tokens((await self._post("/apply-template", request, PROMPT)).prompt)
 
-    async def _tokenize(self, text: str) -> Any:
-        return await self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})
+    async def _tokens(self, text: str) -> int:
+        asked = {"content": text, "add_special": True, "parse_special": True}
+        return len((await self._post("/tokenize", asked, TOKENS)).tokens)
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return await self._server.post(f"{path}{self._query}", {**body, **self._besides})
+    async def _post(self, path: str, body: Mapping[str, Any], schema: TypeAdapter[T]) -> T:
+        return await self._server.post(f"{path}{self._query}", {**body, **self._besides}, schema)
 
 
 class ChildModel(LlamaCppModel, Generic[P]):

@@ -22,11 +22,12 @@ from scaler.level_settings import LmStudioLevel
 from scaler.levels import Saving
 from scaler.runtimes import lmstudio_dialect
 from scaler.runtimes.gguf_size import OVERHEAD_BYTES
-from scaler.runtimes.listeners import gone_within, listener, runs
+from scaler.runtimes.listeners import below, gone_within, listener, runs
 from scaler.runtimes.lmstudio_rest import LOOK_EVERY_S, UNLOAD_S, Listed, Loaded, Rest
 from scaler.runtimes.lmstudio_size import serving_bytes
-from scaler.runtimes.lmstudio_workers import below, holders
-from scaler.runtimes.model_server import GONE_S, EventReader, ModelServer
+from scaler.runtimes.lmstudio_workers import holders
+from scaler.runtimes.model_server import GONE_S, ModelServer
+from scaler.runtimes.openai_chunks import EventReader
 from scaler.runtimes.steering import Refused, Unreachable, at_once, authorization, require_client
 from scaler.runtimes.token_estimate import estimated_tokens
 
@@ -416,7 +417,7 @@ def _window(settings: LmStudioLevel, model: Listed) -> int:
 
 
 def _capabilities(model: Listed) -> tuple[str, ...]:
-    """In Ollama's words. Of thinking LM Studio says nothing, and it cannot be switched off."""
+    """In Ollama's words. That it thinks is none of them: by OpenAI's API LM Studio cannot be told not to."""
     able = model.capabilities
     vision = able is not None and able.vision
     tools = able is not None and able.trained_for_tool_use

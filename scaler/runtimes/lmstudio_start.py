@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 from scaler.errors import LevelUnavailable
-from scaler.runtimes.steering import SHOWN, Steering
+from scaler.runtimes.model_server import SHOWN
+from scaler.runtimes.steering import Steering
 
 START_S = 60.0
 """Within this the command is done; it may have to start LM Studio itself."""

@@ -14,16 +14,11 @@ from pathlib import PurePath
 
 import psutil
 
+from scaler.runtimes.listeners import below
+
 SURVEYOR = "systemresourcesworker.js"
 """Looks at the machine, and never holds a model."""
 WORKER, SERVER = "llmworker.js", "llama-server"
-
-
-def below(server: int) -> frozenset[int]:
-    """The descendants of the process that listens; none where it has ended."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return frozenset(one.pid for one in psutil.Process(server).children(recursive=True))
-    return frozenset()
 
 
 def holders(server: int, before: Collection[int]) -> frozenset[int]:

@@ -6,24 +6,26 @@ Owns the connection. How an answer is written is its reader's to know; how the m
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from scaler.errors import LevelUnavailable, NeverAsked, RequestRejected
 from scaler.passed_on import passed_on
-from scaler.runtimes.event_stream import EventStream
 
 if TYPE_CHECKING:
     import aiohttp
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
 
 JSON = {"Content-Type": "application/json"}
 """The header of what is sent."""
-EVENT_LIMIT_BYTES = 16 * 1024**2
-"""The longest server-sent event that is read: a tool call with a long argument is one event."""
 GONE_S = 1.0
 """How long after a broken connection the end of the model's process is waited for, in order to tell the cause."""
 HEALTH_S = 5.0
@@ -36,6 +38,16 @@ NOT_LOADED = re.compile(r"model is not loaded|model name=.* is not running|model
 """What llama-server's router says of a model that is gone, as if it were the request's fault."""
 PASSED_ON = "proxy error: "
 """How it begins to say, in plain text, that it could not pass a request on."""
+SILENT, ENDED = "the model does not answer", "the model ended in the middle of the answer"
+"""What became of an answer that is not whole."""
+STREAMS = ("text/event-stream", "application/x-ndjson")
+"""What an answer is sent as."""
+REFUSAL_LIMIT_BYTES = 1024**2
+"""So much of what a server says instead of an answer is read."""
+SHOWN = 400
+"""The characters of a server's own words that a message shows."""
+TELLING = ("error", "message", "detail")
+"""Where a server says what is wrong, in whichever of the usual forms; the first that is there counts."""
 
 
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
@@ -71,54 +83,64 @@ def why_unconnected(error: aiohttp.ClientConnectorError) -> str:
     return os.strerror(cause.errno)
 
 
+def told(said: object) -> str:
+    """What a server says is wrong, on one line: its words in what was read of its JSON, or the text; empty for none."""
+    while (inner := _within(said)) is not None:
+        said = inner
+    return in_words(str(said))
+
+
+def _within(said: object) -> object:
+    import orjson
+
+    if isinstance(said, dict):
+        return next((said[key] for key in TELLING if said.get(key)), None)
+    if isinstance(said, str) and said.startswith("{"):
+        # So Ollama passes on what its llama-server says.
+        with contextlib.suppress(ValueError):
+            return orjson.loads(said)
+    return None
+
+
+def in_words(text: str) -> str:
+    """Other people's words on one line, as far as a message shows them."""
+    return " ".join(text.split())[:SHOWN]
+
+
+def why_broken(error: Exception) -> str:
+    """What the HTTP client, or whoever reads JSON, says of an answer that is none; on one line."""
+    import aiohttp
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return in_words(f"{place}: {first['msg']}" if place else first["msg"])
+    if isinstance(error, json.JSONDecodeError):
+        return in_words(f"it sends what is no JSON ({error})")
+    # Its own words have the address again, and a number that no server has sent.
+    text = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    return in_words(text) or type(error).__name__
+
+
+def sent_elsewhere(location: str | None) -> str:
+    """What to say of a server that redirects, which nobody who asks for models or answers should follow."""
+    return f"it sends whoever asks on to {in_words(location or 'another address')}; correct the level's url"
+
+
 class Reader(Protocol):
     """Makes chunks of one answer's bytes."""
 
     @property
     def ended(self) -> bool:
-        """Whether the answer is whole."""
+        """Whether the server has said that the answer has ended."""
 
-    def feed(self, block: bytes) -> Sequence[dict[str, Any]]:
-        """The chunks that end in this block, or OpenAI's object with an ``error``. Raises ValueError."""
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of the answer is missing, although the server may not have said so."""
 
-
-class EventReader:
-    """Reads OpenAI's form: server-sent events, ``[DONE]`` at the end."""
-
-    def __init__(self) -> None:
-        import orjson
-
-        # Here, because to import it again for every block is a good part of what reading a block costs.
-        self._loads = orjson.loads
-        self._events = EventStream(EVENT_LIMIT_BYTES)
-        self.ended = False
-
-    def feed(self, block: bytes) -> Sequence[dict[str, Any]]:
-        """The chunks in the events."""
-        chunks = []
-        for data in self._events.feed(block):
-            if data == b"[DONE]":
-                self.ended = True
-                break
-            # llama.cpp's completion of several prompts begins with null.
-            if (chunk := self._loads(data)) is None:
-                continue
-            if not isinstance(chunk, dict):
-                raise ValueError("an event that is no object")
-            chunks.append(_in_our_words(chunk))
-        return chunks
-
-
-def _in_our_words(chunk: dict[str, Any]) -> dict[str, Any]:
-    """A chunk as llama.cpp has it, of servers that call a part otherwise or leave one empty: vLLM's ``reasoning``."""
-    choices = chunk.get("choices", ())
-    if choices is None:
-        choices = chunk["choices"] = []
-    for choice in choices:
-        delta = choice.get("delta")
-        if delta and "reasoning" in delta:
-            delta.setdefault("reasoning_content", delta.pop("reasoning"))
-    return chunk
+    def feed(self, block: bytes) -> Iterator[dict[str, Any]]:
+        """The chunks that end in this block, or OpenAI's object with an ``error``. ValueError behind those."""
 
 
 class ModelServer:
@@ -142,7 +164,7 @@ class ModelServer:
         """
         import aiohttp
 
-        self._where, self._why_gone, self._runs = where, why_gone, runs
+        self._where, self._why_gone, self._runs, self._keyed = where, why_gone, runs, bool(headers)
         # One connection a request: llama.cpp closes those it kept, and a request sent meanwhile would be lost.
         if address.startswith("unix://"):
             socket = address.removeprefix("unix://")
@@ -175,16 +197,18 @@ class ModelServer:
         except orjson.JSONEncodeError as error:
             # Half of a pair of surrogates, say, which a tool call's arguments may hold.
             raise RequestRejected(f"the request cannot be written as JSON: {error}") from error
-        what = "the model does not answer"
+        began, kind = False, ""
         async with self._slots:
             await self._check_open()
             try:
                 # Here and not with the session: what goes with a request is another for each.
                 headers = {**JSON, **passed_on()}
-                async with self._session.post(f"{self._base}{path}", data=body, headers=headers) as response:
+                async with self._session.post(
+                    f"{self._base}{path}", data=body, headers=headers, allow_redirects=False
+                ) as response:
                     if response.status != 200:
                         raise await self._refusal(response)
-                    what = "the model ended in the middle of the answer"
+                    kind = response.content_type
                     self._answers.add(response)
                     try:
                         # Whatever has come, not a line at a time: a model that is quick sends several events at once.
@@ -192,29 +216,38 @@ class ModelServer:
                             self.heard += 1
                             for chunk in reader.feed(block):
                                 if chunk.get("error") is not None:
-                                    raise self._refused(_status_of(chunk["error"]), chunk)
+                                    status = _status_of(chunk["error"])
+                                    raise await self._or_gone(status, chunk, ENDED if began else SILENT)
+                                began = True
                                 yield chunk
                             if reader.ended:
                                 return
                     finally:
                         self._answers.discard(response)
             except (aiohttp.ClientError, ConnectionError, ValueError) as error:
-                raise await self._broken(what, error) from error
-        raise await self._broken(what, None)
+                if reader.whole:
+                    return
+                raise await self._broken(ENDED if began else SILENT, error) from error
+        if reader.whole:
+            return
+        if began or kind in STREAMS:
+            raise await self._broken(ENDED if began else SILENT, "the stream ended early")
+        raise await self._broken(SILENT, f"it sends {kind} in place of a stream; correct the level's url")
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """What the server answers to one call; raises LevelUnavailable, RequestRejected."""
+    async def post(self, path: str, body: Mapping[str, Any], schema: TypeAdapter[T]) -> T:
+        """What the server answers to one call, as ``schema`` has it; raises LevelUnavailable, RequestRejected."""
         import aiohttp
 
         async with self._calls:
             await self._check_open()
             try:
-                async with self._session.post(f"{self._base}{path}", json=body) as response:
+                async with self._session.post(f"{self._base}{path}", json=body, allow_redirects=False) as response:
                     if response.status != 200:
                         raise await self._refusal(response)
-                    return await response.json()
-            except (aiohttp.ClientError, ConnectionError) as error:
-                raise await self._broken("the model does not answer", error) from error
+                    return schema.validate_json(await response.read())
+            # A ValidationError is a ValueError.
+            except (aiohttp.ClientError, ConnectionError, ValueError) as error:
+                raise await self._broken(SILENT, error) from error
 
     async def well(self, path: str) -> bool:
         """Whether the server answers ``path`` with 200 within 5 s."""
@@ -223,7 +256,9 @@ class ModelServer:
         if self._closed:
             return False
         try:
-            async with self._session.get(f"{self._base}{path}", timeout=aiohttp.ClientTimeout(HEALTH_S)) as response:
+            async with self._session.get(
+                f"{self._base}{path}", timeout=aiohttp.ClientTimeout(HEALTH_S), allow_redirects=False
+            ) as response:
                 return response.status == 200
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
             return False
@@ -254,30 +289,43 @@ class ModelServer:
         await self._session.close()
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> RequestRejected | LevelUnavailable:
+        import orjson
+
+        if response.status < 400:
+            if (location := response.headers.get("Location")) is not None:
+                return await self._broken(SILENT, sent_elsewhere(location))
+            return await self._broken(SILENT, f"it says {response.status} and nothing more")
+        content = b""
+        async for block in response.content.iter_any():
+            content += block
+            if len(content) > REFUSAL_LIMIT_BYTES:
+                break
         try:
-            body = await response.json(content_type=None)
+            said = orjson.loads(content)
         except ValueError:
-            body = None
-            if (text := await response.text(errors="replace")).startswith(PASSED_ON):
-                return await self._broken("the model does not answer", ConnectionError(text))
-        refusal = self._refused(response.status, body)
+            said = content.decode(errors="replace")
+            if said.startswith(PASSED_ON):
+                return await self._broken(SILENT, said)
+        refusal = await self._or_gone(response.status, said, SILENT)
         if isinstance(refusal, RequestRejected) and NOT_LOADED.fullmatch(str(refusal)):
             gone = await self._why_gone() or str(refusal)
-            return NeverAsked(f"{self._where}: the model does not answer: {gone}")
+            return NeverAsked(f"{self._where}: {SILENT}: {gone}")
         return refusal
 
-    def _refused(self, status: int, body: Any) -> RequestRejected | LevelUnavailable:
-        told = body.get("error") if isinstance(body, dict) else None
-        if isinstance(told, str):
-            # Ollama's is the text alone.
-            body, message = None, told
-        elif isinstance(told, dict) and "message" in told:
-            message = str(told["message"])
-        else:
-            body, message = None, f"HTTP {status}"
+    async def _or_gone(self, status: int, said: object, what: str) -> RequestRejected | LevelUnavailable:
+        """The refusal, unless the model is gone: a server before it passes on what became of the connection to it."""
+        refusal = self._refused(status, said)
+        if status < 500 or isinstance(refusal, RequestRejected) or (gone := await self._why_gone()) is None:
+            return refusal
+        return LevelUnavailable(f"{self._where}: {what}: {gone}")
+
+    def _refused(self, status: int, said: object) -> RequestRejected | LevelUnavailable:
+        """``said`` is what was read of the server's JSON, else its text."""
+        message = told(said) or f"HTTP {status}"
         if status in (401, 403):
             # What the server says may hold the beginning of the key.
-            message = "it does not take the API key"
+            message = "it does not take the API key" if self._keyed else "it wants an API key; set the level's key_env"
+        body = said if isinstance(said, dict) and isinstance(said.get("error"), dict) else None
         if 400 <= status < 500 and status not in OF_THE_SERVER:
             return RequestRejected(message, status, body)
         if message.startswith(REQUEST_AT_FAULT):
@@ -285,26 +333,26 @@ class ModelServer:
             return RequestRejected(message)
         return LevelUnavailable(f"{self._where}: the model refused to answer: {message} ({status})")
 
-    async def _broken(self, what: str, error: Exception | None) -> LevelUnavailable:
-        """What to raise when the connection broke."""
+    async def _broken(self, what: str, error: Exception | str) -> LevelUnavailable:
+        """What to raise when the connection broke, or something came that is no answer."""
         import aiohttp
 
         gone = "it was unloaded" if self._closed else await self._why_gone()
         kind = LevelUnavailable
-        if error is None:
-            cause = "the stream ended early"
+        if isinstance(error, str):
+            cause = in_words(error)
         elif isinstance(error, aiohttp.ClientConnectorError):
             cause = why_unconnected(error)
             kind = NeverAsked if gone else LevelUnavailable
         else:
-            cause = str(error) or type(error).__name__
+            cause = why_broken(error)
         return kind(f"{self._where}: {what}: {gone or cause}")
 
     async def _check_open(self) -> None:
         if self._closed:
-            raise NeverAsked(f"{self._where}: the model does not answer: it was unloaded")
+            raise NeverAsked(f"{self._where}: {SILENT}: it was unloaded")
         if not self._runs():
-            raise NeverAsked(f"{self._where}: the model does not answer: {await self._why_gone()}")
+            raise NeverAsked(f"{self._where}: {SILENT}: {await self._why_gone()}")
 
 
 def _status_of(error: Any) -> int:

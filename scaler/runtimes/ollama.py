@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,11 @@ from scaler.levels import RAM, Saving, gpu_resource
 from scaler.runtimes import ollama_dialect
 from scaler.runtimes.event_stream import LineStream
 from scaler.runtimes.gguf_size import OVERHEAD_BYTES, shape_in
-from scaler.runtimes.listeners import gone, gone_within, runs
-from scaler.runtimes.model_server import EVENT_LIMIT_BYTES, GONE_S, ModelServer
+from scaler.runtimes.listeners import below, gone, gone_within, listener, runs
+from scaler.runtimes.model_server import GONE_S, ModelServer, in_words, sent_elsewhere, why_broken
 from scaler.runtimes.ollama_runners import runners
+from scaler.runtimes.openai_chunks import EVENT_LIMIT_BYTES
+from scaler.runtimes.steering import WANT_KEY, at_once, authorization, wants_key
 from scaler.runtimes.token_estimate import estimated_tokens
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ UNLOAD_S = 30.0
 """Within this a model that was told to go is gone, or it will not go."""
 FOR_EVER_YEAR = 2200
 """A model that is held for ever is so until some 292 years from now, the longest time that Go knows."""
+OF_THE_MODEL = "model "
+"""How Ollama begins to say that it has not got a model; whatever else is not found is no path of Ollama's."""
 CALLS = 4
 """How many questions beside answers are asked at a time."""
 
@@ -64,17 +68,15 @@ class OllamaRuntime:
         With ``vram_gib`` the model is on a GPU, and what it takes of RAM is a process without weights unless declared.
         Raises LevelUnavailable, MissingExtra.
         """
-        if not settings.declared and (held := self._held(settings)):
+        if not settings.declared and (held := at_once(self._held(settings))):
             return held
         return settings.footprint(lambda: OVERHEAD_BYTES if settings.vram_gib else self._estimate(settings))
 
-    def _held(self, settings: OllamaLevel) -> Mapping[str, int]:
+    async def _held(self, settings: OllamaLevel) -> Mapping[str, int]:
         """What Ollama says that it takes, where it holds the model with the level's window; else nothing."""
         self.require()
-        import ollama
-
-        with _Explained(settings), ollama.Client(host=settings.address, timeout=ASK_S, trust_env=False) as client:
-            models = client.ps().models
+        async with _asking(settings, ASK_S) as client:
+            models = (await client.ps()).models
         gpu = settings.gpu if isinstance(settings.gpu, int) else settings.gpu[0]
         for one in models:
             if (
@@ -88,7 +90,7 @@ class OllamaRuntime:
         return {}
 
     def _estimate(self, settings: OllamaLevel) -> int:
-        shown, sizes = self._show(settings, ASK_S)
+        shown, sizes = at_once(self._show(settings, ASK_S))
         try:
             cached = shape_in(shown.modelinfo or {}).cache_bytes(settings.context_tokens * settings.parallel, "f16")
         except ValueError as error:
@@ -97,15 +99,13 @@ class OllamaRuntime:
             raise LevelUnavailable(f"{_where(settings)}: Ollama does not say how large it is; set the level's ram_gib")
         return (sizes[0] or 0) + cached + OVERHEAD_BYTES
 
-    def _show(self, settings: OllamaLevel, timeout_s: float) -> tuple[ollama.ShowResponse, list[int | None]]:
+    async def _show(self, settings: OllamaLevel, within_s: float) -> tuple[ollama.ShowResponse, list[int | None]]:
         """What Ollama shows of the model, and how large its file is: one size if it lists it, else none."""
         self.require()
-        import ollama
-
-        with _Explained(settings), ollama.Client(host=settings.address, timeout=timeout_s, trust_env=False) as client:
-            shown = client.show(settings.model)
-            sizes = [one.size for one in client.list().models if listed(one.model or "") == settings.listed]
-        return shown, sizes
+        async with _asking(settings, within_s) as client:
+            shown = await client.show(settings.model)
+            models = (await client.list()).models
+        return shown, [one.size for one in models if listed(one.model or "") == settings.listed]
 
     def describe(self, settings: OllamaLevel) -> Description:
         """As Ollama shows it, once it has; its name as long as it does not answer."""
@@ -118,7 +118,7 @@ class OllamaRuntime:
         return replace(self._shown[key], context_tokens=settings.context_tokens)
 
     def _ask_for(self, settings: OllamaLevel) -> Description:
-        shown, sizes = self._show(settings, DESCRIBE_S)
+        shown, sizes = at_once(self._show(settings, DESCRIBE_S))
         details, info = shown.details, shown.modelinfo or {}
         weights = info.get("general.parameter_count")
         return Description(
@@ -156,17 +156,16 @@ class OllamaRuntime:
 
         Raises LevelUnavailable when it stays, or Ollama does not say; one that is off holds nothing.
         """
-        with _Explained(settings):
-            async with _client(settings, ASK_S) as client:
-                try:
-                    models = (await client.ps()).models
-                except ConnectionError:
-                    return
-                for one in models:
-                    for_ever = one.expires_at is not None and one.expires_at.year > FOR_EVER_YEAR
-                    if listed(one.model or "") == settings.listed and for_ever:
-                        await client.generate(settings.model, keep_alive=0)
-                        await _gone(client, settings)
+        async with _asking(settings, ASK_S + UNLOAD_S) as client:
+            try:
+                models = (await client.ps()).models
+            except ConnectionError:
+                return
+            for one in models:
+                for_ever = one.expires_at is not None and one.expires_at.year > FOR_EVER_YEAR
+                if listed(one.model or "") == settings.listed and for_ever:
+                    await client.generate(settings.model, keep_alive=0)
+                    await _gone(client, settings)
 
     async def close(self) -> None:
         """Nothing goes on in the background."""
@@ -175,9 +174,8 @@ class OllamaRuntime:
         """Have Ollama load it, with the level's context window. Raises LevelUnavailable, MissingExtra."""
         self.require()
         progress(0.0)
-        with _Explained(settings):
-            async with _client(settings, settings.load_timeout_s) as client:
-                model = await self._load(settings, client)
+        async with _asking(settings, settings.load_timeout_s) as client:
+            model = await self._load(settings, client)
         progress(1.0)
         return model
 
@@ -196,7 +194,9 @@ class OllamaRuntime:
                 raise LevelUnavailable(
                     f"{_where(settings)}: asked to load it, Ollama has loaded {now}; look at `ollama ps`"
                 )
-            model = OllamaModel(settings, self._pid(settings, before), thinks, self)
+            # In a thread: it looks at every process of the machine.
+            pid = await asyncio.to_thread(self._pid, settings, before)
+            model = OllamaModel(settings, pid, thinks, self)
             self._loaded.add(model)
             return model
         except BaseException:
@@ -216,6 +216,9 @@ class OllamaRuntime:
 
     def _pid(self, settings: OllamaLevel, before: frozenset[int]) -> int:
         new = runners() - before - {model.pid for model in self._loaded}
+        if len(new) > 1 and (server := listener(settings.url.port or 0, settings.url.host)) is not None:
+            # Another Ollama on this machine may have loaded something, too.
+            new &= below(server)
         if len(new) != 1:
             raise LevelUnavailable(
                 f"{_where(settings)}: loaded, but of {len(new)} new processes of Ollama's none is surely its, so "
@@ -235,7 +238,12 @@ class OllamaModel:
         """The process that holds it."""
         self._asked_to_go = False
         self._server = ModelServer(
-            _where(settings), settings.address, answers=settings.parallel, calls=CALLS, why_gone=self._why_gone
+            _where(settings),
+            settings.address,
+            answers=settings.parallel,
+            calls=CALLS,
+            why_gone=self._why_gone,
+            headers=authorization(settings),
         )
 
     @property
@@ -281,13 +289,13 @@ class OllamaModel:
                 await _let_go(self.settings)
             return
         try:
-            with _Explained(self.settings):
-                async with _client(self.settings, ASK_S) as client:
-                    await client.generate(self.settings.model, keep_alive=0)
-                    if not await gone_within(self.pid, UNLOAD_S):
-                        raise _stays(self.settings)
-                    if not self._runtime.has(self.settings, besides=self):
-                        await _gone(client, self.settings)
+            async with _asking(self.settings, ASK_S) as client:
+                await client.generate(self.settings.model, keep_alive=0)
+            if not await gone_within(self.pid, UNLOAD_S):
+                raise _stays(self.settings)
+            if not self._runtime.has(self.settings, besides=self):
+                async with _asking(self.settings, ASK_S + UNLOAD_S) as client:
+                    await _gone(client, self.settings)
         except LevelUnavailable:
             # What Ollama holds now is no level's any more, and counts as the others'.
             self._runtime.forget(self)
@@ -308,17 +316,23 @@ class _LineReader:
         self._said = ollama_dialect.Lines(level, plain=plain, created_s=int(time.time()), identity=uuid.uuid4().hex)
         self.ended = False
 
-    def feed(self, block: bytes) -> Sequence[dict[str, Any]]:
-        chunks: list[dict[str, Any]] = []
+    @property
+    def whole(self) -> bool:
+        """Whether it has ended: Ollama always says so."""
+        return self.ended
+
+    def feed(self, block: bytes) -> Iterator[dict[str, Any]]:
         for line in filter(None, map(bytes.strip, self._lines.feed(block))):
             said = self._loads(line)
             if not isinstance(said, dict):
-                raise ValueError("a line that is no object")
+                raise ValueError(f"it sends a line that is no object: {said!r:.60}")
             if "error" in said:
-                return [*chunks, {"error": {"message": str(said["error"])}}]
-            chunks += self._said.feed(said)
-            self.ended = self.ended or bool(said.get("done"))
-        return chunks
+                yield {"error": {"message": str(said["error"])}}
+                return
+            yield from self._said.feed(said)
+            if said.get("done"):
+                self.ended = True
+                return
 
 
 def _where(settings: OllamaLevel) -> str:
@@ -332,11 +346,25 @@ def _options(settings: OllamaLevel) -> dict[str, Any]:
     return {"num_ctx": settings.context_tokens, "use_mmap": False, **layers}
 
 
-def _client(settings: OllamaLevel, timeout_s: float) -> ollama.AsyncClient:
+@contextlib.asynccontextmanager
+async def _asking(settings: OllamaLevel, within_s: float) -> AsyncIterator[ollama.AsyncClient]:
+    """Ollama's client, for so many seconds in all. Whatever goes wrong with it is LevelUnavailable."""
     import ollama
 
-    # Of no use is a proxy that the environment names: Ollama is on this machine.
-    return ollama.AsyncClient(host=settings.address, timeout=timeout_s, trust_env=False)
+    with _Explained(settings):
+        # Of no use is a proxy that the environment names: Ollama is on this machine.
+        async with (
+            # The client's own limit is for each piece of an answer.
+            asyncio.timeout(within_s),
+            ollama.AsyncClient(
+                host=settings.address,
+                timeout=within_s,
+                trust_env=False,
+                follow_redirects=False,
+                headers=authorization(settings),
+            ) as client,
+        ):
+            yield client
 
 
 async def _holds(client: ollama.AsyncClient, settings: OllamaLevel) -> bool:
@@ -363,13 +391,8 @@ def _stays(settings: OllamaLevel) -> LevelUnavailable:
 
 async def _let_go(settings: OllamaLevel) -> None:
     """Have it unloaded as far as that can be: why it is not wanted is told already, which says more than a failure."""
-    import httpx
-    import ollama
-
-    async with _client(settings, ASK_S) as client:
-        with contextlib.suppress(
-            ollama.ResponseError, httpx.HTTPError, ConnectionError, ValueError, TypeError, LevelUnavailable
-        ):
+    with contextlib.suppress(LevelUnavailable):
+        async with _asking(settings, ASK_S + UNLOAD_S) as client:
             await client.generate(settings.model, keep_alive=0)
             await _gone(client, settings)
 
@@ -387,21 +410,31 @@ class _Explained(contextlib.AbstractContextManager[None]):
 
         where = _where(self.settings)
         if isinstance(error, ollama.ResponseError):
-            if error.status_code == 404:
-                todo = f"Ollama has no such model; pull it with `ollama pull {self.settings.model}`"
-            else:
-                todo = f"Ollama answered {error.status_code}: {error.error}"
-            raise LevelUnavailable(f"{where}: {todo}") from error
-        if isinstance(error, httpx.TimeoutException):
+            raise LevelUnavailable(f"{where}: {_refused(self.settings, error)}") from error
+        if isinstance(error, httpx.TimeoutException | TimeoutError):
             raise LevelUnavailable(
                 f"{where}: no answer in time; look at Ollama's log, or raise load_timeout_s"
             ) from error
         if isinstance(error, httpx.HTTPError | ConnectionError):
-            raise LevelUnavailable(
-                f"{where}: Ollama does not answer ({error}); start it with `ollama serve`"
-            ) from error
-        if isinstance(error, pydantic.ValidationError | ValueError | TypeError):
-            raise LevelUnavailable(
-                f"{where}: what answers there does not speak Ollama's API ({str(error).splitlines()[0]}); "
-                "correct the level's url"
-            ) from error
+            why = in_words(str(error)) or type(error).__name__
+            raise LevelUnavailable(f"{where}: Ollama does not answer ({why}); start it with `ollama serve`") from error
+        if isinstance(error, pydantic.ValidationError | ValueError | TypeError | AttributeError | RecursionError):
+            raise LevelUnavailable(f"{where}: {_foreign(why_broken(error))}") from error
+
+
+def _refused(settings: OllamaLevel, error: ollama.ResponseError) -> str:
+    """What an error that was answered means, and what to do about it."""
+    status, words = error.status_code, in_words(str(error.error))
+    if status in WANT_KEY:
+        return f"Ollama answered {status}: {wants_key(settings)}"
+    if status == 404:
+        if words.startswith(OF_THE_MODEL):
+            return f"Ollama has no such model; pull it with `ollama pull {settings.model}`"
+        return _foreign(f"404: {words}")
+    if status < 400:
+        return f"it answered {status}: {sent_elsewhere(None)}"
+    return f"Ollama answered {status}: {words}"
+
+
+def _foreign(detail: str) -> str:
+    return f"what answers there does not speak Ollama's API ({detail}); correct the level's url"

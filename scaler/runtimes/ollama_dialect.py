@@ -48,8 +48,10 @@ def completion(request: Mapping[str, Any], model: str, options: Mapping[str, Any
     prompt = request.get("prompt")
     if not isinstance(prompt, str):
         raise RequestRejected("'prompt' must be one text: Ollama takes neither tokens nor several prompts at once")
-    # Where a model can think, Ollama takes what stands between its marks out of the text, unless told not to.
-    return {"model": model, "prompt": prompt, "raw": True, "think": False, **_frame(request, options)}
+    # Where a model can think, Ollama takes what stands between its marks out of the text, unless told not to; and of a
+    # prompt that is too long it takes the beginning away.
+    plain = {"raw": True, "think": False, "truncate": False}
+    return {"model": model, "prompt": prompt, **plain, **_frame(request, options)}
 
 
 def _frame(request: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,7 +259,8 @@ class Lines:
         }
 
     def feed(self, line: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The chunks that a line makes; none where it says nothing."""
+        """The chunks that a line makes; none where it says nothing. Raises ValueError for one of another form."""
+        _check_line(line)
         chunks = []
         if not self._begun:
             self._begun = True
@@ -312,6 +315,27 @@ class Lines:
 
     def _chunk(self, choice: Mapping[str, Any], finish: str | None = None) -> dict[str, Any]:
         return {**self._head, "choices": [{"index": 0, **choice, "finish_reason": finish}]}
+
+
+def _check_line(line: Mapping[str, Any]) -> None:
+    """Raise ValueError for a line that has something else where a part is known to be."""
+    _check(line, str, "response")
+    _check(line, int, "prompt_eval_count", "eval_count")
+    _check(line, dict, "message")
+    _check(line, list, "logprobs")
+    message = line.get("message") or {}
+    _check(message, str, "content", "thinking")
+    _check(message, list, "tool_calls")
+    for part in (*(message.get("tool_calls") or ()), *(line.get("logprobs") or ())):
+        if not isinstance(part, dict):
+            raise ValueError(f"it sends {part!r:.60} where an object belongs")
+        _check(part, dict, "function")
+
+
+def _check(part: Mapping[str, Any], kind: type, *keys: str) -> None:
+    for key in keys:
+        if (value := part.get(key)) is not None and not isinstance(value, kind):
+            raise ValueError(f"it sends {value!r:.60} as {key}")
 
 
 def _token(token: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from scaler.descriptions import EVERYTHING, Description
 from scaler.errors import LevelUnavailable, NeverAsked, RequestRejected
 from scaler.level_settings import OpenAILevel, ServedLevel
 from scaler.levels import Saving
-from scaler.runtimes.model_server import EventReader, ModelServer, goes_on, streamed
+from scaler.runtimes.model_server import ModelServer, goes_on, streamed
+from scaler.runtimes.openai_chunks import EventReader
 from scaler.runtimes.steering import ASK_S, Refused, Steering, Unreachable, authorization, require_client
 from scaler.runtimes.token_estimate import estimated_tokens
 

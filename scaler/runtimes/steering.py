@@ -12,14 +12,17 @@ import os
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from scaler import extras
 from scaler.errors import LevelUnavailable
 from scaler.level_settings import ServedLevel
-from scaler.runtimes.model_server import why_unconnected
+from scaler.runtimes.model_server import sent_elsewhere, told, why_broken, why_unconnected
+
+if TYPE_CHECKING:
+    import aiohttp
 
 T = TypeVar("T")
 
@@ -29,9 +32,11 @@ ANSWER_LIMIT_BYTES = 16 * 1024**2
 """The longest answer that is read: a list of some thousand models."""
 LACKS_HERE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """Why no connection can be begun at all: it says nothing of the server."""
-SHOWN = 200
-"""The characters of a server's own words that a message shows."""
 
+WANT_KEY = (401, 403)
+"""How a server asks for an API key, or another one."""
+
+ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 NOTHING: TypeAdapter[None] = TypeAdapter(None)
 """For answers that say no more than that it was done."""
 
@@ -82,9 +87,7 @@ class Steering:
         try:
             return schema.validate_json(content)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise self._foreign(path, f"{place}: {first['msg']}" if place else first["msg"]) from error
+            raise self._foreign(path, why_broken(error)) from error
 
     async def text(self, path: str, *, timeout_s: float = ASK_S) -> str:
         """What the server answers to a GET, as it is. Raises LevelUnavailable, `Refused`."""
@@ -98,15 +101,15 @@ class Steering:
             # Neither a proxy nor a .netrc that the environment names.
             async with (
                 aiohttp.ClientSession(timeout=timeout, headers=authorization(self.settings)) as session,
-                session.request(method, f"{self.settings.address}{path}", json=body) as response,
+                session.request(method, f"{self.settings.address}{path}", json=body, allow_redirects=False) as response,
             ):
                 content = b""
                 async for block in response.content.iter_any():
                     content += block
                     if len(content) > ANSWER_LIMIT_BYTES:
                         raise self._foreign(path, f"more than {ANSWER_LIMIT_BYTES // 1024**2} MiB")
-                if response.status >= 400:
-                    raise self._refused(path, response.status, content)
+                if response.status >= 300:
+                    raise self._refused(path, response, content)
         except TimeoutError as error:
             raise LevelUnavailable(
                 f"{self.where}: {path} was not answered within {timeout_s:g} s; look at the server's log"
@@ -129,19 +132,18 @@ class Steering:
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
             raise Unreachable(f"{self.where}: {path} was broken off ({error}); look at the server's log") from error
         except aiohttp.ClientError as error:
-            raise self._foreign(path, str(error) or type(error).__name__) from error
-        except ValueError as error:
-            # A key that no header can hold, say.
-            raise LevelUnavailable(f"{self.where}: {path} cannot be asked for: {error}") from error
+            raise self._foreign(path, why_broken(error)) from error
         return content
 
-    def _refused(self, path: str, status: int, content: bytes) -> Refused:
-        if status in (401, 403):
-            todo = "set key_env to the environment variable that holds its API key"
-            if self.settings.key_env is not None:
-                todo = f"the key in {self.settings.key_env} is not the right one"
-            return Refused(f"{self.where}: {path} was answered {status}: {todo}", status)
-        return Refused(f"{self.where}: {path} was answered {status}: {told(content)}", status)
+    def _refused(self, path: str, response: aiohttp.ClientResponse, content: bytes) -> Refused:
+        status = response.status
+        if status in WANT_KEY:
+            why = wants_key(self.settings)
+        elif status < 400:
+            why = sent_elsewhere(response.headers.get("Location"))
+        else:
+            why = told(_read(content)) or "nothing more"
+        return Refused(f"{self.where}: {path} was answered {status}: {why}", status)
 
     def _foreign(self, path: str, detail: str) -> LevelUnavailable:
         return LevelUnavailable(
@@ -150,15 +152,19 @@ class Steering:
         )
 
 
-def told(content: bytes) -> str:
-    """What a server says is wrong, in whichever of the usual forms: an error's message, or the text itself."""
+def _read(content: bytes) -> object:
+    """What was said: as JSON where it is, else the text."""
     try:
-        body = TypeAdapter(dict[str, Any]).validate_json(content)
+        return ANYTHING.validate_json(content)
     except ValidationError:
-        return " ".join(content[:SHOWN].decode(errors="replace").split()) or "nothing more"
-    error = body.get("error", body)
-    message = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
-    return str(message)[:SHOWN]
+        return content.decode(errors="replace")
+
+
+def wants_key(settings: ServedLevel) -> str:
+    """What to do about a server that asks for an API key, or another one."""
+    if settings.key_env is None:
+        return "set key_env to the environment variable that holds its API key"
+    return f"the key in {settings.key_env} is not the right one"
 
 
 def authorization(settings: ServedLevel) -> dict[str, str]:
@@ -170,7 +176,18 @@ def authorization(settings: ServedLevel) -> dict[str, str]:
             f"{settings.name}: the environment variable {settings.key_env} is not set; set it to the API key of "
             f"{settings.address}, or leave key_env out"
         )
+    if not is_key(key):
+        # Not shown: most of it may be right.
+        raise LevelUnavailable(
+            f"{settings.name}: the environment variable {settings.key_env} holds what no API key can, such as the end "
+            "of a line; set it to the key alone"
+        )
     return {"Authorization": f"Bearer {key}"}
+
+
+def is_key(text: str) -> bool:
+    """Whether a header can hold it."""
+    return text.isascii() and text.isprintable()
 
 
 def require_client() -> None:

@@ -22,7 +22,8 @@ from scaler.level_settings import VllmLevel
 from scaler.levels import Saving
 from scaler.readings import ModelLoad
 from scaler.runtimes.listeners import listener, runs
-from scaler.runtimes.model_server import CONTINUE, EventReader, ModelServer, goes_on, streamed
+from scaler.runtimes.model_server import CONTINUE, ModelServer, goes_on, streamed
+from scaler.runtimes.openai_chunks import EventReader
 from scaler.runtimes.steering import NOTHING, Refused, Steering, Unreachable, authorization, require_client
 
 LOOK_EVERY_S = 1.0
@@ -62,7 +63,11 @@ class _Sleeping(BaseModel):
     is_sleeping: bool
 
 
-MODELS, SLEEPING = TypeAdapter(_Models), TypeAdapter(_Sleeping)
+class _Counted(BaseModel):
+    count: int
+
+
+MODELS, SLEEPING, COUNTED = TypeAdapter(_Models), TypeAdapter(_Sleeping), TypeAdapter(_Counted)
 
 
 class VllmRuntime:
@@ -188,7 +193,7 @@ class VllmModel:
         """Tokens of the prompt as the model's own template and vocabulary have it."""
         asked = {key: request[key] for key in ("messages", "tools", "chat_template_kwargs") if request.get(key)}
         asked |= {"model": self._settings.model, **(CONTINUE if goes_on(request) else {})}
-        return int((await self._server.post("/tokenize", asked))["count"])
+        return (await self._server.post("/tokenize", asked, COUNTED)).count
 
     async def health(self) -> bool:
         """Whether the server is well, and awake."""

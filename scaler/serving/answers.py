@@ -64,7 +64,8 @@ class Answers:
     def level(self, name: object) -> str | None:
         """The level that a model's name insists on, None for whatever serves. Raises RequestRejected."""
         if name not in self.names:
-            message = f"there is no model {name!r}; there are: {', '.join(self.names)}"
+            # Programs look for these first words, which are Ollama's.
+            message = f"model {name!r} not found; there are: {', '.join(self.names)}"
             raise RequestRejected(message, HTTPStatus.NOT_FOUND)
         return None if name == MODEL else str(name)
 

@@ -53,7 +53,7 @@ class Ollama:
 
     async def alive(self, _: web.Request) -> web.Response:
         """Programs look whether somebody is there."""
-        return web.Response()
+        return web.Response(text="Ollama is running")
 
     async def version(self, _: web.Request) -> web.Response:
         """Of the dialect."""
@@ -85,7 +85,7 @@ class Ollama:
             body = json_object(await request.read())
             name = self._name(body.get("model", MODEL))
             level, asked = self._answers.level(name), translate(body)
-            if asked.pictured and VISION not in await self._able(level):
+            if asked.pictured and VISION not in self._sure(name, await self._described())[0]:
                 raise RequestRejected(f"{name!r} does not support vision; send the text without 'images'")
         except RequestRejected as error:
             return refuse(error, error_of(error))
@@ -94,7 +94,7 @@ class Ollama:
             return await self._answers.answer(request, asked.request, level, form, streamed=asked.streamed)
         if asked.unload:
             # Others use it as well, and whether it stays is a matter of the machine's memory.
-            return web.json_response(form.loaded(str(name), "unload"))
+            return web.json_response(form.loaded(name, "unload"))
         try:
             ready = await self._manager.load(level)
         except ScalerError as error:
@@ -105,8 +105,9 @@ class Ollama:
 
     async def tags(self, _: web.Request) -> web.Response:
         """``auto``, and the levels."""
-        models = await self._described()
-        return web.json_response({"models": [listed(name, self._of(name, models)) for name in self._answers.names]})
+        names, models = self._answers.names, await self._described()
+        listing = [listed(name, self._of(name, models), *self._sure(name, models)) for name in names]
+        return web.json_response({"models": listing})
 
     async def loaded(self, _: web.Request) -> web.Response:
         """The level that serves, and those that stand by."""
@@ -118,17 +119,21 @@ class Ollama:
         """What is known of a model."""
         try:
             body = json_object(await request.read())
-            name = self._name(body.get("model") or body.get("name"))
-            level = self._answers.level(name)
+            asked = body.get("model") or body.get("name")
+            if not asked:
+                raise RequestRejected("model is required")
+            name = self._name(asked)
+            self._answers.level(name)
         except RequestRejected as error:
             return refuse(error, error_of(error))
         models = await self._described()
-        context = min(model.context_tokens for key, model in models.items() if level in (None, key))
-        return web.json_response(shown(self._of(name, models), await self._able(level), context))
+        return web.json_response(shown(self._of(name, models), *self._sure(name, models)))
 
-    def _name(self, asked: object) -> object:
+    def _name(self, asked: object) -> str:
         """The name as `Answers` knows it: with or without the tag that Ollama's programs add."""
-        plain = untagged(asked) if isinstance(asked, str) else asked
+        if not isinstance(asked, str):
+            raise RequestRejected("'model' must be a text")
+        plain = untagged(asked)
         return plain if plain in self._answers.names and asked not in self._answers.names else asked
 
     async def _described(self) -> dict[str, Description]:
@@ -137,12 +142,15 @@ class Ollama:
         # Their files are read the first time.
         return await asyncio.to_thread(lambda: {name: describe(name) for name in names})
 
-    def _of(self, name: object, models: dict[str, Description]) -> Description | None:
-        """The model that a name stands for now; None for ``auto`` while nothing serves."""
-        return models.get(next(iter(self._manager.loaded), "") if name == MODEL else str(name))
+    def _of(self, name: str, models: dict[str, Description]) -> Description:
+        """The model that a name stands for now; for ``auto``, while nothing serves, the smallest."""
+        now = (level for level in self._manager.loaded if level in models)
+        return models[next(now, next(iter(models))) if name == MODEL else name]
 
-    async def _able(self, level: str | None) -> tuple[str, ...]:
-        """What a level can do; for ``auto``, what every level can."""
-        models = await self._described()
-        each = [capabilities(model) for key, model in models.items() if level in (None, key)]
-        return tuple(one for one in each[0] if all(one in others for others in each)) or (COMPLETION,)
+    @staticmethod
+    def _sure(name: str, models: dict[str, Description]) -> tuple[tuple[str, ...], int]:
+        """What a level can do, and its context window; for ``auto``, what every level can, and every level has."""
+        meant = list(models.values()) if name == MODEL else [models[name]]
+        each = [capabilities(model) for model in meant]
+        able = tuple(one for one in each[0] if all(one in others for others in each)) or (COMPLETION,)
+        return able, min(model.context_tokens for model in meant)

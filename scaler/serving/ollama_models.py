@@ -1,6 +1,7 @@
 """The levels as Ollama describes models: what it lists, shows, and has loaded. Pure: descriptions in, objects out.
 
-What is not known of a model is left out.
+What is not known of a model is told as Ollama tells it, and not left out: there are languages in which a list is not
+read at all when one entry lacks a field.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ VISION = "vision"
 NEVER = "2300-01-01T00:00:00Z"
 """When a level is unloaded for having been idle. As with Ollama's ``keep_alive: -1`` it is a moment that nobody lives
 to see, because programs take one that is missing for one that has passed."""
+UNKNOWN = "unknown"
+"""Ollama's word for how large a model is, and how it was quantized, where its file does not say."""
+NO_TIME = "0001-01-01T00:00:00Z"
+"""What Ollama tells as the time of something that has none."""
 THOUSAND, MILLION, BILLION = 10**3, 10**6, 10**9
 
 
@@ -34,16 +39,22 @@ def untagged(name: str) -> str:
     return name.removesuffix(TAG)
 
 
-def listed(name: str, model: Description | None) -> dict[str, Any]:
-    """An entry of ``/api/tags``."""
-    entry: dict[str, Any] = {"name": tagged(name), "model": tagged(name)}
-    if model is None:
-        return entry
-    if model.modified_s is not None:
-        entry["modified_at"] = _when(model.modified_s)
-    if model.size_bytes is not None:
-        entry["size"] = model.size_bytes
-    return entry | _digest(model) | {"details": _details(model)}
+def listed(name: str, model: Description, able: Collection[str], context_tokens: int) -> dict[str, Any]:
+    """An entry of ``/api/tags``: ``model`` is what there is to tell, ``able`` and ``context_tokens`` what is sure."""
+    embedding = model.metadata.get(f"{model.family}.embedding_length")
+    return {
+        "name": tagged(name),
+        "model": tagged(name),
+        "modified_at": _when(model.modified_s),
+        "size": model.size_bytes or 0,
+        "digest": _digest(model),
+        "details": {
+            **_details(model),
+            "context_length": context_tokens,
+            **({} if embedding is None else {"embedding_length": embedding}),
+        },
+        "capabilities": list(able),
+    }
 
 
 def loaded(name: str, model: Description, ram_bytes: int, gpu_bytes: int) -> dict[str, Any]:
@@ -52,30 +63,25 @@ def loaded(name: str, model: Description, ram_bytes: int, gpu_bytes: int) -> dic
         "name": tagged(name),
         "model": tagged(name),
         "size": ram_bytes + gpu_bytes,
+        "digest": _digest(model),
+        "details": _details(model),
+        "expires_at": NEVER,
         "size_vram": gpu_bytes,
         "context_length": model.context_tokens,
-        "expires_at": NEVER,
-        **_digest(model),
-        "details": _details(model),
     }
 
 
-def shown(model: Description | None, able: Collection[str], context_tokens: int) -> dict[str, Any]:
+def shown(model: Description, able: Collection[str], context_tokens: int) -> dict[str, Any]:
     """The answer of ``/api/show``: ``model`` is what there is to tell, ``able`` and ``context_tokens`` what is sure."""
-    parameters = f"{'num_ctx':<30} {context_tokens}"
-    answer: dict[str, Any] = {"parameters": parameters, "capabilities": list(able), "details": {}, "model_info": {}}
-    if model is None:
-        return answer
-    answer |= {
+    return {
         "modelfile": f"FROM {model.file}\nPARAMETER num_ctx {context_tokens}\n",
+        "parameters": f"{'num_ctx':<30} {context_tokens}",
+        **({} if model.chat_template is None else {"template": model.chat_template}),
         "details": _details(model),
         "model_info": _info(model),
+        "capabilities": list(able),
+        "modified_at": _when(model.modified_s),
     }
-    if model.chat_template is not None:
-        answer["template"] = model.chat_template
-    if model.modified_s is not None:
-        answer["modified_at"] = _when(model.modified_s)
-    return answer
 
 
 def capabilities(model: Description) -> tuple[str, ...]:
@@ -91,14 +97,14 @@ def capabilities(model: Description) -> tuple[str, ...]:
 
 
 def _details(model: Description) -> dict[str, Any]:
-    details = {
-        "format": model.format,
-        "family": model.family,
+    return {
+        "parent_model": "",
+        "format": model.format or "",
+        "family": model.family or "",
         "families": None if model.family is None else [model.family],
-        "parameter_size": None if model.weights is None else _size(model.weights),
-        "quantization_level": model.quantization,
+        "parameter_size": UNKNOWN if model.weights is None else _size(model.weights),
+        "quantization_level": model.quantization or UNKNOWN,
     }
-    return {key: value for key, value in details.items() if value is not None}
 
 
 def _info(model: Description) -> Mapping[str, Any]:
@@ -107,12 +113,10 @@ def _info(model: Description) -> Mapping[str, Any]:
     return known if model.weights is None else {**known, "general.parameter_count": model.weights}
 
 
-def _digest(model: Description) -> dict[str, str]:
+def _digest(model: Description) -> str:
     """What tells one file from another: of its name, size and time, for to read all of it takes minutes."""
-    if model.size_bytes is None:
-        return {}
     of = f"{model.file}\0{model.size_bytes}\0{model.modified_s}"
-    return {"digest": hashlib.sha256(of.encode(errors="surrogateescape")).hexdigest()}
+    return hashlib.sha256(of.encode(errors="surrogateescape")).hexdigest()
 
 
 def _size(weights: int) -> str:
@@ -124,5 +128,5 @@ def _size(weights: int) -> str:
     return f"{weights / THOUSAND:.0f}K" if weights >= THOUSAND else str(weights)
 
 
-def _when(seconds: float) -> str:
-    return timestamp(datetime.fromtimestamp(seconds, UTC))
+def _when(seconds: float | None) -> str:
+    return NO_TIME if seconds is None else timestamp(datetime.fromtimestamp(seconds, UTC))

@@ -73,7 +73,9 @@ def generate(body: Mapping[str, Any]) -> Asked:
     if _of(body, "suffix", str, "a text"):
         raise RequestRejected("'suffix': scaler does not support insert; send the text before the gap only")
     if raw and (system or template or context or images):
-        raise RequestRejected("'raw' sends the prompt as it is: it goes with no system, template, context or images")
+        raise RequestRejected(
+            "raw mode does not support template, system, context or images: it sends the prompt as it is"
+        )
     if template:
         raise RequestRejected("'template': a model answers with the template of its file; leave it out, or use 'raw'")
     options = _options(body)
@@ -242,12 +244,13 @@ def _logprobs(body: Mapping[str, Any]) -> dict[str, Any]:
         raise RequestRejected(f"'top_logprobs' must be a whole number from 0 to {MOST_LOGPROBS}")
     if not _flag(body, "logprobs", default=False):
         return {}
-    return {"logprobs": True, "top_logprobs": alternatives}
+    # llama.cpp tells of no token at all where none besides it are asked for.
+    return {"logprobs": True, "top_logprobs": max(1, alternatives)}
 
 
 def _raw_logprobs(body: Mapping[str, Any]) -> dict[str, Any]:
     asked = _logprobs(body)
-    return {"logprobs": max(1, asked["top_logprobs"])} if asked else {}
+    return {"logprobs": asked["top_logprobs"]} if asked else {}
 
 
 def _unloads(body: Mapping[str, Any]) -> bool:

@@ -72,7 +72,6 @@ STRANGERS: dict[str, Callable[[], Any]] = {
     "no UTF-8": lambda: saying(response(b'{"data": [{"id": "\xff\xfe"}]}')),
     "half a surrogate": lambda: saying(response(b'{"version": "\\ud800", "models": []}')),
     "an error": lambda: saying(response(b'{"detail": "oh"}', 500)),
-    "elsewhere": lambda: saying(response(b"", 302, "text/html", "Location: http://127.0.0.1:1/")),
     "a packed answer": lambda: saying(
         response(zlib.compress(b'{"data": [{"id": "a"}]' + b" " * 10**6 + b"}"), 200, JSON, "Content-Encoding: deflate")
     ),
@@ -143,6 +142,14 @@ def test_where_nothing_listens_is_told_to_whoever_named_it_only() -> None:
     (source,) = search([named(gone.url), Place(gone.url)], [])
     assert (source.what, source.where) == ("nothing", gone.url)
     assert source.note == f"nothing answers there ({os.strerror(errno.ECONNREFUSED)})"
+
+
+def test_a_place_that_redirects_is_not_followed_and_says_where_to() -> None:
+    """As of an address with http for https; of one that nobody named that is no news."""
+    with saying(response(b"", 301, "text/html", "Location: https://box.example/v1/models")) as server:
+        (source,) = search([named(server.url)], [])
+        assert source.note == "sends whoever asks on to https://box.example/v1/models; name that address"
+        assert search([Place(server.url)], []) == ()
 
 
 def test_a_refusal_of_somebody_unasked_is_no_request_for_a_key() -> None:

@@ -94,6 +94,12 @@ def test_a_key_is_named_by_its_variable_and_must_be_there(monkeypatch: pytest.Mo
     monkeypatch.setenv("MY_KEY", "two")
     assert place.authorization() == {"Authorization": "Bearer two"}
     assert Place("http://box").authorization() == {}
+    monkeypatch.setenv("MY_KEY", "two\n")
+    assert place.authorization() == {"Authorization": "Bearer two"}
+    monkeypatch.setenv("MY_KEY", "two\nthree")
+    with pytest.raises(ConfigError, match="the environment variable MY_KEY holds what no API key can"):
+        named("box", "MY_KEY")
+    assert place.authorization() == {}
 
 
 def test_only_this_machine_by_the_names_that_levels_have_for_it_is_near() -> None:

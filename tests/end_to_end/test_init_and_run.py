@@ -18,11 +18,13 @@ import pytest
 
 from scaler.levels import GIB
 from scaler.settings import load_settings
+from tests.cli.conftest import PATIENT
 from tests.cli.test_init import SHAPE
 from tests.end_to_end.conftest import MIB, PATIENCE_S
-from tests.end_to_end.test_commands import SCALER, Daemon
+from tests.end_to_end.test_commands import Daemon
 from tests.end_to_end.test_endpoint import MESSAGES, client
 from tests.llama_server_binary import needs_llama_server, router
+from tests.ollama_binary import needs_ollama, ollama_serves
 from tests.runtimes import lmstudio_server, ollama_server
 from tests.runtimes.lmstudio_server import LmStudioServer
 from tests.runtimes.ollama_server import OllamaServer
@@ -80,9 +82,14 @@ def ollama() -> Iterator[Here]:
     }
     with OllamaServer(models) as server:
         yield Here("ollama", ["--url", server.url], says, lambda: server.loaded)
-        # The one path that Ollama knows and its stand-in does not.
-        assert server.faults == ["GET /v1/models is not known"]
-        server.faults.clear()
+
+
+@pytest.fixture
+def real_ollama(home: Path, demo_models: dict[str, Path]) -> Iterator[Here]:
+    """A real Ollama with two models."""
+    says = {f"{name}:latest": f"The {name} model speaks" for name in ("small", "medium")}
+    with ollama_serves(home / "ollama", {name: demo_models[name] for name in ("small", "medium")}) as (url, client):
+        yield Here("ollama", ["--url", url], says, lambda: client.ps().models)
 
 
 @pytest.fixture
@@ -167,7 +174,7 @@ def model_processes(home: Path) -> list[psutil.Process]:
 
 def scaler(*arguments: str) -> str:
     """What a command says, once it has done what it was told to."""
-    done = subprocess.run([*SCALER, *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
+    done = subprocess.run([*PATIENT, *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     return done.stdout
 
@@ -195,7 +202,15 @@ def settles_at(daemon: Daemon, level: str) -> None:
 
 @pytest.mark.parametrize(
     "runtime",
-    ["ollama", "lmstudio", pytest.param("llama_router", marks=needs_llama_server), "vllm", "embedded", "openai"],
+    [
+        "ollama",
+        pytest.param("real_ollama", marks=needs_ollama),
+        "lmstudio",
+        pytest.param("llama_router", marks=needs_llama_server),
+        "vllm",
+        "embedded",
+        "openai",
+    ],
 )
 def test_from_nothing_to_an_answer_and_back(runtime: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """What `scaler init` writes serves as it stands: the ladder is climbed, answers, and leaves nothing loaded."""

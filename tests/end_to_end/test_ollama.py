@@ -11,17 +11,56 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import ollama
 import pytest
 
+from scaler.descriptions import Description
 from scaler.serving.app import MAX_BODY_BYTES
 from scaler.serving.ollama import API_VERSION
+from scaler.serving.ollama_models import NO_TIME, listed
 from tests.end_to_end.test_ladder import COUNTED, settles_at
+from tests.runtimes.ollama_recorded import assert_like, recorded, replayed, told
 
 Running = Callable[..., Any]
 MESSAGES = [{"role": "user", "content": "Who are you?"}]
 SENTENCE = "The small model speaks : I am made of random weights ."
 SMALL = {"max_level": "small"}
+OTHERWISE = {
+    "A browser that goes there gets scaler's page.": [": GET / "],
+    "The machine decides what is loaded, and nothing is unloaded for a program.": ["after it has gone"],
+    "The model that is told is the level that answered.": [': POST /api/generate {"model": "small:latest"'],
+    "Names are those of the ladder, letter for letter.": [': POST /api/chat {"model": "SMALL"}'],
+    "Who names no model means auto.": ["no model is named: POST /api/chat", "no model is named: POST /api/generate"],
+    "Whatever is no level is not found, and it is told which there are.": ["an impossible name"],
+    "The template is that of the model's file.": ["with a system's text and a template", "a template that is none"],
+    "Other runtimes refuse a message without a role.": ["nor asked for"],
+    "As people write it for OLLAMA_KEEP_ALIVE, it is understood.": [
+        'of the wrong type: POST /api/chat {"model": "small", "keep_alive": "-1"}'
+    ],
+    "Of options, those that mean nothing to a level are not looked at; the rest is the request's fault, not ours.": [
+        "an option of the wrong type",
+        "a form that nobody knows",
+        "a picture, ",
+    ],
+    "llama.cpp describes tools to any model, and passes over a wish to think.": ["tools", "to think"],
+    "A prompt is not cut in secret.": ["too long a prompt: ", "too long a prompt, raw, is cut"],
+    "What of a conversation fits is for scaler to say.": ["earlier messages may not be left out"],
+    "Where a model of random weights ends is chance.": ["raw, by a schema"],
+}
+"""Where scaler answers otherwise than Ollama, and why: by how the exchanges begin to be told."""
+OTHER_PATHS = {
+    "The ladder is the configuration's.": ["/api/pull", "/api/create", "/api/copy", "/api/delete", "/api/blobs"],
+    "Embeddings are asked for at /v1/embeddings.": ["/api/embed"],
+}
+OTHER_WORDS = (
+    *("no such model", "no body", "too long", "a picture to a prompt", "to fill a gap", "raw with"),
+    *("a schema of nothing", "a wrong method", "an unknown path", "a foreign name of this machine", "a web page"),
+)
+"""What is refused with the same status, always in JSON, and in words that say more."""
+LOOKED_FOR = ("not found", "exceeds the available context size", "does not support")
+"""What programs look for in errors."""
+MODELS_WITH_OTHER_TEMPLATES = ("tooled", "thinker")
 
 
 def ask(url: str, body: bytes | None = None, method: str | None = None) -> tuple[int, dict[str, Any], dict[str, str]]:
@@ -83,6 +122,71 @@ def test_the_official_client_sees_which_models_there_are(serving: Running) -> No
         assert "im_start" in (shown.template or "")
         assert ask(f"{url}/api/version")[1] == {"version": API_VERSION}
         assert ask(url, method="HEAD")[0] == 200
+
+
+def without_what_differs(body: Any) -> Any:
+    """What is told of an answer or a model besides what both tell.
+
+    Nobody measures how long an answer waited for its model; a context is ignored, and none is sent back. Of its file
+    scaler tells no tensors, and Ollama tells no window where none is set.
+    """
+    if isinstance(body, list):
+        return [without_what_differs(line) for line in body]
+    known = {key: value for key, value in body.items() if key not in ("load_duration", "context")}
+    if "model_info" in known:
+        known = {key: value for key, value in known.items() if key not in ("model_info", "tensors", "parameters")}
+    if "models" in known:
+        known["models"] = [one for one in known["models"] if one["name"] == "small:latest"]
+    return known
+
+
+def is_answered_otherwise(exchange: dict[str, Any]) -> bool:
+    """On purpose, or because the model is none that scaler has here."""
+    asked, begin, paths = exchange["request"], OTHERWISE.values(), OTHER_PATHS.values()
+    named = asked["body"].get("model", asked["body"].get("name", "")) if "body" in asked else ""
+    return (
+        str(named).partition(":")[0] in MODELS_WITH_OTHER_TEMPLATES
+        or told(exchange).startswith(tuple(each for some in begin for each in some))
+        or asked["path"].startswith(tuple(each for some in paths for each in some))
+    )
+
+
+def assert_refused_alike(response: httpx.Response, exchange: dict[str, Any]) -> None:
+    """With the same status, and with what programs look for."""
+    given, due = response.json()["error"], exchange["response"].get("body", {}).get("error", "")
+    assert response.status_code == exchange["response"]["status"], told(exchange)
+    assert [words for words in LOOKED_FOR if words in due and words not in given] == [], told(exchange)
+
+
+@pytest.mark.parametrize("name", ["discovery", "loading", "answers", "refusals"])
+def test_programs_get_what_a_real_ollama_was_recorded_to_answer(serving: Running, name: str) -> None:
+    """Status, type and fields, and of errors what programs look for; except where scaler means something else."""
+    with serving(policy=SMALL) as (url, _, _):
+        for exchange in recorded(name):
+            if is_answered_otherwise(exchange):
+                continue
+            response = replayed(url, exchange)
+            if told(exchange).startswith(OTHER_WORDS):
+                assert_refused_alike(response, exchange)
+            else:
+                assert_like(response, exchange, without_what_differs)
+
+
+def test_a_list_lacks_nothing_before_anything_serves_and_of_a_model_that_nobody_knows(serving: Running) -> None:
+    """Programs in strict languages read no list in which an entry lacks a field."""
+    (exchange,) = (
+        one for one in recorded("discovery") if one["request"]["path"] == "/api/tags" and "body" in one["response"]
+    )
+    fields = exchange["response"]["body"]["models"][0]
+    with serving(policy=SMALL) as (url, _, _):
+        auto, small, *_ = ask(f"{url}/api/tags")[1]["models"]
+    assert (auto.keys(), auto["details"].keys()) == (fields.keys(), fields["details"].keys())
+    assert auto == {**small, "name": "auto:latest", "model": "auto:latest"}
+    unknown = listed("other", Description("other", 4096), ("completion",), 4096)
+    assert ollama.ListResponse.model_validate({"models": [unknown]}).models[0].size == 0
+    assert unknown.keys() == fields.keys()
+    assert unknown["details"].keys() | {"embedding_length"} == fields["details"].keys()
+    assert (unknown["size"], unknown["modified_at"], unknown["details"]["families"]) == (0, NO_TIME, None)
 
 
 def test_a_schema_holds_the_answer_and_tools_are_taken(serving: Running) -> None:

@@ -279,6 +279,8 @@ class LmStudioServer:
         """How long each token takes."""
         self.load_s = 0.0
         """How long a load takes beside getting the memory."""
+        self.keeps_loading = False
+        """Whether a load that has begun goes on until this is over."""
         self.jit = True
         """Whether a request to a model that is not loaded loads it, as by default. It then goes after an hour without
         another request, and before another is loaded so."""
@@ -296,6 +298,8 @@ class LmStudioServer:
         """Answers every request with a page, as something else at that address would."""
         self.answers_half_json = False
         """Answers every request with the beginning of an answer."""
+        self.half_answers = 0
+        """How often it has done that."""
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._working: set[Instance] = set()
@@ -371,6 +375,7 @@ class LmStudioServer:
         if self.answers_html:
             return web.Response(text="<html><body>It works!</body></html>", content_type="text/html")
         if self.answers_half_json:
+            self.half_answers += 1
             return web.Response(text='{"models": [', content_type="application/json")
         try:
             self._authenticate(request)
@@ -592,6 +597,8 @@ class LmStudioServer:
         self._loop.add_reader(instance.process.stdout.fileno(), self._hear, instance)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(instance.ended.wait(), self.load_s)
+        while self.keeps_loading and not instance.ended.is_set():
+            await asyncio.sleep(0.01)
         await instance.held.wait()
         if instance.ended.is_set():
             raise _Refused(500, _native("internal_error", f"Failed to load model {key}"))

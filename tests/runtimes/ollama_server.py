@@ -1,9 +1,10 @@
-"""A fake of Ollama's documented HTTP API, for the tests of what talks to it: it is as strict as the documentation, so
-that a path, field or option that Ollama does not know is answered 400 and kept as a fault, and each loaded model is a
-real child process, called as Ollama calls its own, that really holds the model's memory.
+"""A fake of Ollama's HTTP API, for the tests of what talks to it. It answers as a real one was recorded to answer
+(`ollama_exchanges`), and is stricter in one thing: what Ollama does not know, or ignores, is kept as a fault. Each
+loaded model is a real child process, called as Ollama calls its own, that really holds the model's memory.
 """
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
@@ -64,6 +65,13 @@ def _mapping(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _picture(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(base64.b64decode(value, validate=True))
+    except ValueError:
+        return False
+
+
 def _listed(check: _Check) -> _Check:
     return lambda value: isinstance(value, list) and all(check(each) for each in value)
 
@@ -76,6 +84,8 @@ _OPTIONS: Mapping[str, _Check] = {
     **dict.fromkeys(("use_mmap", "numa", "penalize_newline"), _flag),
     "stop": _listed(_text),
 }
+_OPTION_KINDS: Mapping[_Check, str] = {_integer: "integer", _number: "float32", _flag: "boolean"}
+"""What Ollama calls the types of options."""
 
 # Another value of one of these needs another runner.
 _RUNNER_OPTIONS: Mapping[str, Any] = {
@@ -89,27 +99,27 @@ _RUNNER_OPTIONS: Mapping[str, Any] = {
 
 _SPOKEN: Mapping[str, _Check] = {
     "model": _text,
-    "format": lambda value: value in ("", "json") or isinstance(value, dict),
+    "format": lambda _: True,
     "think": lambda value: isinstance(value, bool) or value in ("high", "medium", "low", "max"),
     "options": _mapping,
     "stream": _flag,
     "keep_alive": lambda value: _number(value) or isinstance(value, str),
-    "logprobs": _flag,
+    **dict.fromkeys(("logprobs", "truncate", "shift"), _flag),
     "top_logprobs": lambda value: _integer(value) and 0 <= value <= 20,
 }
 _GENERATE: Mapping[str, _Check] = {
     **_SPOKEN,
     **dict.fromkeys(("prompt", "suffix", "system", "template"), _text),
-    "images": _listed(_text),
+    "images": _listed(_picture),
     "raw": _flag,
     "context": _listed(_integer),
 }
 _CHAT: Mapping[str, _Check] = {**_SPOKEN, "messages": _listed(_mapping), "tools": _listed(_mapping)}
-_SHOW: Mapping[str, _Check] = {"model": _text, "verbose": _flag}
+_SHOW: Mapping[str, _Check] = {"model": _text, "name": _text, "verbose": _flag}
+_ROLES = ("system", "user", "assistant", "tool")
 _MESSAGE: Mapping[str, _Check] = {
-    "role": lambda value: value in ("system", "user", "assistant", "tool"),
-    **dict.fromkeys(("content", "thinking", "tool_name"), _text),
-    "images": _listed(_text),
+    **dict.fromkeys(("role", "content", "thinking", "tool_name", "tool_call_id"), _text),
+    "images": _listed(_picture),
     "tool_calls": _listed(_mapping),
 }
 _TOOL_CALL: Mapping[str, _Check] = {"id": _text, "type": lambda value: value == "function", "function": _mapping}
@@ -117,6 +127,13 @@ _TOOL_CALL: Mapping[str, _Check] = {"id": _text, "type": lambda value: value == 
 _CALLED: Mapping[str, _Check] = {"index": _integer, "name": _text, "description": _text, "arguments": _mapping}
 _TOOL: Mapping[str, _Check] = {"type": lambda value: value == "function", "function": _mapping}
 _TOOL_FUNCTION: Mapping[str, _Check] = {"name": _text, "description": _text, "parameters": _mapping}
+
+METHODS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("/", "/api/version", "/api/tags"), ("GET", "HEAD")),
+    **dict.fromkeys(("/api/ps", "/v1/models"), ("GET",)),
+    **dict.fromkeys(("/api/show", "/api/generate", "/api/chat"), ("POST",)),
+}
+"""What is asked at each path. Of OpenAI's API there is only as much as is asked to see who listens."""
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)"
@@ -209,15 +226,35 @@ class Loaded:
 
 
 class _Refused(Exception):
-    """An answer with an error."""
+    """An answer with an error; ``plain`` is one without JSON."""
 
-    def __init__(self, status: int, error: str) -> None:
+    def __init__(self, status: int, error: str, *, plain: bool = False) -> None:
         super().__init__(error)
-        self.status = status
+        self.status, self.plain = status, plain
+
+
+def _refused_inside(status: int, message: str, kind: str, **more: Any) -> _Refused:
+    """What llama-server refuses: Ollama passes its JSON on, as a text."""
+    said = {"error": {"code": status, "message": message, "type": kind, **more}}
+    return _Refused(status, json.dumps(said, separators=(",", ":")))
 
 
 class _Broken(Exception):
     """The runner died while it spoke."""
+
+
+KILLED = "llama-server process has terminated: signal: killed"
+"""What is told to who waits for an answer, or for a model, whose process is killed."""
+KILLED_IN_A_STREAM = "an error was encountered while running the model: unexpected EOF"
+
+
+async def _dribble(request: web.Request) -> web.StreamResponse:
+    """For as long as somebody reads it."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    while True:
+        await response.write(b" ")
+        await asyncio.sleep(0.05)
 
 
 def _full_name(name: str) -> str:
@@ -257,7 +294,7 @@ def _tokens(text: str) -> list[str]:
 
 class OllamaServer:
     """Ollama on a port of its own, in a thread of its own, from `with` to the end of the block, which fails where a
-    client asked for something that Ollama does not know.
+    client asked for something that Ollama does not know, or would have passed over in silence.
     """
 
     def __init__(self, models: Mapping[str, Model], version: str = "0.13.0") -> None:
@@ -265,7 +302,7 @@ class OllamaServer:
         self.version = version
         self.url = ""
         self.faults: list[str] = []
-        """What clients asked for that Ollama's documentation does not know."""
+        """What clients asked for that Ollama does not know."""
         self.requests: list[tuple[str, Any]] = []
         """The path and the body of every request, in order."""
         self.loaded: dict[str, Loaded] = {}
@@ -279,7 +316,11 @@ class OllamaServer:
         """Loads this model in place of the one that a request asks for."""
         self.reply: bytes | None = None
         """Answers every request with just this."""
-        self.reply_type = "application/json"
+        self.reply_type, self.reply_status = "application/json", 200
+        self.dribbles = False
+        """Begins every answer and never ends it, though something of it comes again and again."""
+        self.elsewhere: str | None = None
+        """Where it sends everybody."""
         self.delay_s = 0.0
         """How late every answer comes."""
         self.token: str | None = None
@@ -335,10 +376,10 @@ class OllamaServer:
 
     # What is asked
 
-    def _fault(self, error: str) -> _Refused:
-        """Keep what was wrong; returns what to raise."""
+    def _fault(self, error: str, status: int = 400, says: str | None = None) -> _Refused:
+        """Keep what was wrong; returns what to raise. ``says`` is how Ollama puts it, where programs may read that."""
         self.faults.append(error)
-        return _Refused(400, error)
+        return _Refused(status, error if says is None else says)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -346,54 +387,70 @@ class OllamaServer:
                 await asyncio.sleep(self.delay_s)
             if self.token is not None and request.headers.get("Authorization") != f"Bearer {self.token}":
                 raise _Refused(401, "Unauthorized")
+            if self.elsewhere is not None:
+                raise web.HTTPMovedPermanently(f"{self.elsewhere}{request.path}")
+            if self.dribbles:
+                return await _dribble(request)
             if self.reply is not None:
-                return web.Response(body=self.reply, content_type=self.reply_type)
+                return web.Response(body=self.reply, content_type=self.reply_type, status=self.reply_status)
             return await self._route(request)
         except _Refused as refused:
+            if refused.plain:
+                return web.Response(text=str(refused), status=refused.status)
             return web.json_response({"error": str(refused)}, status=refused.status)
 
     async def _route(self, request: web.Request) -> web.StreamResponse:
         what = f"{request.method} {request.path}"
+        if request.path not in METHODS:
+            self.faults.append(f"{what} is not known")
+            raise _Refused(404, "404 page not found", plain=True)
+        if request.method not in METHODS[request.path]:
+            self.faults.append(f"{what} is not known")
+            raise _Refused(405, "405 method not allowed", plain=True)
         if request.query_string:
-            raise self._fault(f"{what}: no query is known: {request.query_string}")
+            self.faults.append(f"{what}: no query is known: {request.query_string}")
         body = await self._body(request, what) if request.method == "POST" else None
         self.requests.append((request.path, body))
-        match what:
-            case "GET /api/version":
+        match request.path:
+            case "/":
+                return web.Response(text="Ollama is running")
+            case "/api/version":
                 return web.json_response({"version": self.version})
-            case "GET /api/tags":
+            case "/api/tags":
                 return web.json_response({"models": [self._tag(name) for name in self.models]})
-            case "GET /api/ps":
+            case "/v1/models":
+                models = [self._listed_for_openai(name) for name in self.models]
+                return web.json_response({"object": "list", "data": models})
+            case "/api/ps":
                 return web.json_response({"models": list(self._running())})
-            case "POST /api/show":
-                return web.json_response(self._shown(self._known(what, body, _SHOW)))
-            case "POST /api/generate":
-                return await self._speak(request, self._known(what, body, _GENERATE))
-            case "POST /api/chat":
-                return await self._speak(request, self._messages(what, self._known(what, body, _CHAT)))
+            case "/api/show":
+                return web.json_response(self._shown(what, self._known(what, body, _SHOW)))
+            case "/api/generate":
+                return await self._speak(request, self._options(what, self._known(what, body, _GENERATE)))
             case _:
-                raise self._fault(f"{what} is not known")
+                return await self._speak(
+                    request, self._messages(what, self._options(what, self._known(what, body, _CHAT)))
+                )
 
     async def _body(self, request: web.Request, what: str) -> Any:
+        content = await request.read()
+        if not content:
+            raise self._fault(f"{what}: no body", says="missing request body")
         try:
-            return json.loads(await request.read())
+            return json.loads(content)
         except ValueError as error:
             raise self._fault(f"{what}: no JSON: {error}") from None
 
     def _known(self, what: str, value: Any, fields: Mapping[str, _Check]) -> dict[str, Any]:
-        """The object without its nulls, which mean the same as nothing, once all of it is known."""
+        """The object without its nulls, which mean the same as nothing, and without what is not known."""
         if not isinstance(value, dict):
             raise self._fault(f"{what}: no object: {value!r}")
-        for key, each in value.items():
-            if key not in fields:
-                raise self._fault(f"{what}: {key} is not known")
-            if each is not None and not fields[key](each):
-                raise self._fault(f"{what}: {key} cannot be {each!r}")
-        given = {key: each for key, each in value.items() if each is not None}
-        if "model" in fields and not given.get("model"):
-            raise self._fault(f"{what}: model is required")
-        if "options" in given:
-            given["options"] = self._known(f"{what} options", given["options"], _OPTIONS)
+        self.faults += [f"{what}: {key} is not known" for key in value if key not in fields]
+        given = {key: each for key, each in value.items() if each is not None and key in fields}
+        for key, each in given.items():
+            if not fields[key](each):
+                says = "top_logprobs must be between 0 and 20" if key == "top_logprobs" and _integer(each) else None
+                raise self._fault(f"{what}: {key} cannot be {each!r}", says=says)
         if "keep_alive" in given:
             try:
                 given["keep_alive"] = seconds(given["keep_alive"])
@@ -401,11 +458,33 @@ class OllamaServer:
                 raise self._fault(f"{what}: {error}") from None
         return given
 
+    def _options(self, what: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """What is asked, once its options are known too, and its model. Wrong options are told late, and with 500."""
+        self._name(what, asked)
+        options: dict[str, Any] = {}
+        for key, each in asked.get("options", {}).items():
+            if key not in _OPTIONS:
+                self.faults.append(f"{what} options: {key} is not known")
+            elif each is not None:
+                check = _OPTIONS[key]
+                if not check(each):
+                    of = "of an array of strings" if isinstance(each, list) else "of type array"
+                    kind = f"of type {_OPTION_KINDS[check]}" if check in _OPTION_KINDS else of
+                    says = f'option "{key}" must be {kind}'
+                    raise self._fault(f"{what} options: {key} cannot be {each!r}", 500, says)
+                options[key] = each
+        form = asked.get("format", "")
+        if form not in ("", "json") and not isinstance(form, dict):
+            written = json.dumps(json.dumps(form))
+            says = f'invalid format: {written}; expected "json" or a valid JSON Schema object'
+            raise self._fault(f"{what}: format cannot be {form!r}", 500, says)
+        return {**asked, "options": options}
+
     def _messages(self, what: str, asked: dict[str, Any]) -> dict[str, Any]:
         messages = [self._known(f"{what} messages", message, _MESSAGE) for message in asked.get("messages", ())]
         for message in messages:
-            if "role" not in message:
-                raise self._fault(f"{what} messages: role is required")
+            if message.setdefault("role", "") not in _ROLES:
+                self.faults.append(f"{what} messages: {message['role']!r} is no role")
             for call in message.get("tool_calls", ()):
                 known = self._known(f"{what} tool_calls", call, _TOOL_CALL)
                 self._known(f"{what} tool_calls function", known.get("function"), _CALLED)
@@ -414,11 +493,21 @@ class OllamaServer:
             self._known(f"{what} tools function", known.get("function"), _TOOL_FUNCTION)
         return {**asked, "messages": messages}
 
-    def _name(self, asked: Mapping[str, Any]) -> str:
-        name = _full_name(asked["model"])
-        if name not in self.models:
-            raise _Refused(404, f"model '{asked['model']}' not found")
-        return name
+    def _name(self, what: str, asked: Mapping[str, Any]) -> str:
+        """Its full name. A model that is not there is no fault."""
+        given = asked.get("model") or asked.get("name", "")
+        if not given:
+            if what.endswith("/api/generate"):
+                raise self._fault(f"{what}: model is required", 404, "model '' not found")
+            raise self._fault(f"{what}: model is required", says="model is required")
+        if not re.fullmatch(r"[\w.:/-]+", given):
+            raise self._fault(f"{what}: no name of a model: {given!r}", says="invalid model name")
+        name = _full_name(given)
+        # Ollama does not look at the case of letters.
+        found = next((one for one in self.models if one.lower() == name.lower()), None)
+        if found is None:
+            raise _Refused(404, f"model '{name if what.endswith('/api/show') else given}' not found")
+        return found
 
     # What it describes
 
@@ -430,32 +519,44 @@ class OllamaServer:
             "modified_at": self._modified_at,
             "size": model.size_bytes if model.file_bytes is None else model.file_bytes,
             "digest": _digest(name),
-            "details": model.details,
+            "details": {
+                **model.details,
+                "context_length": model.context_length,
+                "embedding_length": model.info.get(f"{model.family}.embedding_length", 2048),
+            },
+            "capabilities": list(model.capabilities),
         }
 
-    def _shown(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        name = self._name(asked)
+    def _listed_for_openai(self, name: str) -> dict[str, Any]:
+        modified_s = int(datetime.fromisoformat(self._modified_at).timestamp())
+        return {"id": name, "object": "model", "created": modified_s, "owned_by": "library"}
+
+    def _shown(self, what: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        name = self._name(what, asked)
         model = self.models[name]
         return {
             "modelfile": f"FROM {name}\nTEMPLATE {model.template}\n",
-            "parameters": model.parameters,
+            **({"parameters": model.parameters} if model.parameters else {}),
             "template": model.template,
             "details": model.details,
             "model_info": {
                 "general.architecture": model.family,
                 "general.parameter_count": model.parameter_count,
                 f"{model.family}.context_length": model.context_length,
+                # Lists are named, and shown to who asks for more only.
+                "tokenizer.ggml.scores": None,
+                "tokenizer.ggml.token_type": None,
+                "tokenizer.ggml.tokens": None,
                 **model.info,
             },
+            "tensors": [{"name": "output_norm.weight", "type": "F32", "shape": [256]}],
             "capabilities": list(model.capabilities),
             "modified_at": self._modified_at,
         }
 
     def _running(self) -> Iterator[dict[str, Any]]:
-        for name, loaded in list(self.loaded.items()):
-            if not loaded.alive:
-                self._forget(loaded)
-                continue
+        # Also of one that is dead: Ollama sees that when it is asked for it again.
+        for name, loaded in self.loaded.items():
             model = self.models[name]
             yield {
                 "name": name,
@@ -538,7 +639,7 @@ class OllamaServer:
             process.kill()
             raise
         if loaded.ended.is_set():
-            raise _Refused(500, "llama runner process has terminated")
+            raise _Refused(500, KILLED)
         self.loaded[name] = loaded
         return loaded
 
@@ -556,7 +657,6 @@ class OllamaServer:
         with contextlib.suppress(OSError):
             process.stdin.close()
         self._runners.discard(loaded)
-        self._forget(loaded)
         loaded.ended.set()
         loaded.held.set()
 
@@ -569,6 +669,7 @@ class OllamaServer:
     async def _end(self, loaded: Loaded) -> None:
         loaded.process.kill()
         await loaded.ended.wait()
+        self._forget(loaded)
 
     def _release(self, loaded: Loaded) -> None:
         loaded.running -= 1
@@ -581,7 +682,7 @@ class OllamaServer:
     def _expire_later(self, loaded: Loaded) -> None:
         if loaded.timer is not None:
             loaded.timer.cancel()
-        if loaded.alive and loaded.keep_alive >= 0:
+        if loaded.keep_alive >= 0:
             loaded.timer = self._loop.call_later(loaded.keep_alive, self._expire_soon, loaded)
 
     def _expire_soon(self, loaded: Loaded) -> None:
@@ -607,7 +708,7 @@ class OllamaServer:
 
     async def _speak(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
         chat = "messages" in asked
-        name = self._name(asked)
+        name = self._name(request.path, asked)
         if not asked["messages"] if chat else not asked.get("prompt"):
             unload = asked.get("keep_alive") == 0
             if unload:
@@ -619,6 +720,7 @@ class OllamaServer:
         started = time.perf_counter_ns()
         loaded = await self._acquire(self._in_place_of(name), asked)
         try:
+            self._check_length(asked, loaded.context_length)
             tokens, reason = self._answer_of(loaded.name, asked)
             loaded_at = time.perf_counter_ns()
             if asked.get("stream", True):
@@ -627,7 +729,7 @@ class OllamaServer:
                 for _ in tokens:
                     await self._token(loaded)
             except _Broken:
-                raise _Refused(500, "model runner has unexpectedly stopped") from None
+                raise _Refused(500, KILLED) from None
             statistics = self._statistics(asked, tokens, reason, (started, loaded_at))
             return web.json_response(self._line(asked, *tokens, **statistics))
         finally:
@@ -637,16 +739,33 @@ class OllamaServer:
         return name if self.load_other is None else _full_name(self.load_other)
 
     def _check_capabilities(self, asked: Mapping[str, Any], name: str) -> None:
-        images = asked.get("images") or any(message.get("images") for message in asked.get("messages", ()))
-        needed = {
-            "thinking": asked.get("think"),
-            "tools": asked.get("tools"),
-            "insert": asked.get("suffix"),
-            "vision": images,
-        }
-        for capability, wanted in needed.items():
-            if wanted and capability not in self.models[name].capabilities:
-                raise _Refused(400, f'"{asked["model"]}" does not support {capability}')
+        able, full_name = self.models[name].capabilities, f"registry.ollama.ai/library/{name}"
+        if asked.get("raw") and any(asked.get(key) for key in ("template", "system", "context")):
+            raise _Refused(400, "raw mode does not support template, system, or context")
+        if asked.get("think") and "thinking" not in able:
+            raise _Refused(400, f'"{asked["model"]}" does not support thinking')
+        for capability, wanted in {"tools": asked.get("tools"), "insert": asked.get("suffix")}.items():
+            if wanted and capability not in able:
+                raise _Refused(400, f"{full_name} does not support {capability}")
+        if "vision" in able:
+            return
+        if asked.get("images"):
+            message = "Multimodal data provided, but model does not support multimodal requests."
+            raise _refused_inside(400, message, "invalid_request_error")
+        if any(message.get("images") for message in asked.get("messages", ())):
+            message = "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj"
+            raise _refused_inside(500, message, "server_error")
+
+    def _check_length(self, asked: Mapping[str, Any], most: int) -> None:
+        """Ollama leaves out earlier messages, and cuts a prompt, unless it may not; the last message it never cuts."""
+        truncate = asked.get("truncate", True)
+        prompts = [message.get("content", "") for message in asked.get("messages", ())]
+        prompts = prompts[-1:] if truncate else prompts or [asked["prompt"]]
+        count = sum(len(_tokens(prompt)) for prompt in prompts)
+        if count > most:
+            message = f"request ({count} tokens) exceeds the available context size ({most} tokens), try increasing it"
+            kind = "exceed_context_size_error"
+            raise _refused_inside(400, message, kind, n_prompt_tokens=count, n_ctx=most)
 
     def _answer_of(self, name: str, asked: Mapping[str, Any]) -> tuple[list[str], str]:
         """The tokens that the model answers with, and why it ends."""
@@ -696,8 +815,7 @@ class OllamaServer:
                 await response.write(self._encoded(self._line(asked, token)))
             await response.write(self._encoded(self._line(asked, **self._statistics(asked, tokens, reason, times))))
         except _Broken:
-            if request.transport is not None:
-                request.transport.close()
+            await response.write(self._encoded({"error": KILLED_IN_A_STREAM}))
         return response
 
     @staticmethod
@@ -710,19 +828,19 @@ class OllamaServer:
         said = {"message": {"role": "assistant", "content": text}} if "messages" in asked else {"response": text}
         line = {"model": asked["model"], "created_at": _now(), **said, "done": done, **more}
         if asked.get("logprobs") and text:
-            line["logprobs"] = [
-                {
-                    **OllamaServer._logprob(token),
-                    "top_logprobs": [OllamaServer._logprob(token)] * min(1, int(asked.get("top_logprobs", 0))),
-                }
-                for token in tokens
-            ]
+            line["logprobs"] = [OllamaServer._told(token, int(asked.get("top_logprobs", 0))) for token in tokens]
         return line
 
     @staticmethod
-    def _logprob(token: str) -> dict[str, Any]:
+    def _told(token: str, alternatives: int) -> dict[str, Any]:
         # What it says is certain.
-        return {"token": token, "logprob": 0.0, "bytes": list(token.encode())}
+        others = [OllamaServer._logprob(f" other{number}", -100.0) for number in range(1, alternatives)]
+        likely = {"top_logprobs": [OllamaServer._logprob(token), *others]} if alternatives else {}
+        return {**OllamaServer._logprob(token), **likely}
+
+    @staticmethod
+    def _logprob(token: str, logprob: float = 0.0) -> dict[str, Any]:
+        return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
     @staticmethod
     def _statistics(asked: Mapping[str, Any], tokens: list[str], reason: str, times: tuple[int, int]) -> dict[str, Any]:

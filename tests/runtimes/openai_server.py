@@ -35,6 +35,12 @@ class OpenAIServer:
         self.token_s = 0.0
         self.raw: bytes | None = None
         """What it answers to everything instead."""
+        self.pieces: list[bytes] | None = None
+        """What it answers to requests for answers instead, each piece by itself."""
+        self.kind, self.status = "text/event-stream", 200
+        """How it calls those, and the status that goes with them."""
+        self.elsewhere: str | None = None
+        """Where it sends those who ask for answers."""
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         """Of the requests."""
@@ -110,6 +116,15 @@ class OpenAIServer:
         asked = await request.json()
         self.requests.append(asked)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        if self.elsewhere is not None:
+            raise web.HTTPTemporaryRedirect(self.elsewhere)
+        if self.pieces is not None:
+            response = web.StreamResponse(status=self.status, headers={"Content-Type": self.kind})
+            await response.prepare(request)
+            for piece in self.pieces:
+                await response.write(piece)
+                await asyncio.sleep(0)
+            return response
         if foreign := sorted(set(asked) - TAKEN):
             return _error(400, f"Unrecognized request argument supplied: {', '.join(foreign)}")
         if asked["model"] not in self.models:

@@ -29,6 +29,8 @@ COUNT: dict[str, Any] = {"messages": [{"role": "user", "content": "Count to a th
 COUNTED = "".join(f" {number}" for number in range(1, COUNTS_TO + 1)) + " ."
 COMPUTES = "print(flush=True)\nwhile True: pass"
 SLEEPS = "import sys\nprint(flush=True)\nsys.stdin.read()"
+LIMIT_S = 60.0
+"""For what comes at once, on a machine that may be busy."""
 
 
 @asynccontextmanager
@@ -64,9 +66,11 @@ def test_a_model_that_is_stopped_in_the_middle_of_an_answer_is_killed(demo_model
                 pass
             os.kill(pid, signal.SIGSTOP)
             began = time.monotonic()
+            # Not as one that computes, which has ten times as long.
             with pytest.raises(LevelUnavailable, match="it hung: it said nothing and computed nothing for 1 s"):
                 await text_of(answer)
-            assert 1.0 <= time.monotonic() - began < 10.0
+            # All questions but the first were asked of one that stood still.
+            assert time.monotonic() - began >= 1.0 * (hangs.ATTEMPTS - 1) / hangs.ATTEMPTS
             assert "it hung" in await died
 
     asyncio.run(body())
@@ -78,13 +82,24 @@ def test_a_model_that_is_stopped_while_nobody_asks_is_killed(demo_models: dict[s
     async def body() -> None:
         async with loaded(demo_models["small"], hang_s=1.0) as (model, pid):
             os.kill(pid, signal.SIGSTOP)
-            assert "it hung" in await asyncio.wait_for(model.died(), 20)
+            assert "it hung" in await asyncio.wait_for(model.died(), LIMIT_S)
 
     asyncio.run(body())
 
 
-def test_a_model_that_stands_still_for_a_moment_ends_its_answer(demo_models: dict[str, Path]) -> None:
+def test_a_model_that_stands_still_for_a_moment_ends_its_answer(
+    demo_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine that was busy with something else is no reason to lose a model."""
+    unanswered, ask = asyncio.Event(), ModelServer.silent
+
+    async def silent(server: ModelServer, path: str, within_s: float) -> bool:
+        was = await ask(server, path, within_s)
+        if was:
+            unanswered.set()
+        return was
+
+    monkeypatch.setattr(ModelServer, "silent", silent)
 
     async def body() -> None:
         async with loaded(demo_models["small"], hang_s=6.0) as (model, pid):
@@ -93,8 +108,8 @@ def test_a_model_that_stands_still_for_a_moment_ends_its_answer(demo_models: dic
             async for chunk in model.chat(COUNT):
                 if not text and words(chunk):
                     os.kill(pid, signal.SIGSTOP)
-                    # Longer than one question goes unanswered.
-                    await asyncio.sleep(2.5)
+                    unanswered.clear()
+                    await asyncio.wait_for(unanswered.wait(), LIMIT_S)
                     os.kill(pid, signal.SIGCONT)
                 text += words(chunk)
             assert text == COUNTED
@@ -138,15 +153,15 @@ async def mute() -> AsyncIterator[ModelServer]:
 
 
 def test_one_that_computes_has_ten_times_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All threads of a server may be taken by questions whose askers have left."""
+    """All threads of a server may be taken by questions whose askers have left. (Here twice as long.)"""
+    assert hangs.PATIENCE == 10
+    monkeypatch.setattr(hangs, "PATIENCE", 2)
 
     async def body() -> None:
         with program(COMPUTES) as pid:
             async with mute() as server:
-                with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(hung(server, "/health", pid, 0.6), 2.0)
-                monkeypatch.setattr(hangs, "PATIENCE", 2)
-                assert "it computed but said nothing for 1.2 s" in await hung(server, "/health", pid, 0.6)
+                # Half a second a question: in so long it gets some of a processor, however busy the machine is.
+                assert "it computed but said nothing for 3 s" in await hung(server, "/health", pid, 1.5)
 
     asyncio.run(body())
 

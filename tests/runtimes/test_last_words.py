@@ -81,6 +81,12 @@ def test_what_was_said_while_loading_is_no_cause_of_a_later_death() -> None:
             1,
             "it does not know an argument (invalid argument: --foo); correct it",
         ),
+        (
+            b"0.1 E llama_model_load_from_file_impl: no backends are loaded. hint: use ggml_backend_load()\n"
+            b"0.2 E cmn common_init_: failed to load model '/models/x.gguf'\n",
+            1,
+            "/opt/llama-server finds no backend, a library such as libggml-cpu.so that computes; leave it where it was",
+        ),
         (b"0.1 E x: unknown model architecture: 'new'\n", 1, "llama.cpp does not know this kind of model ("),
     ],
 )

@@ -27,6 +27,8 @@ from tests.llama_server_binary import BINARY, Router, free_port, needs_llama_ser
 MIB = 1024**2
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0}
 LONG: dict[str, Any] = {**ASK, "ignore_eos": True, "max_tokens": 16000}
+LIMIT_S = 60.0
+"""For what comes at once, on a machine that may be busy."""
 SENTENCE = "The {} model speaks : I am made of random weights ."
 Settings = Callable[..., LlamaRouterLevel]
 
@@ -157,7 +159,7 @@ def test_progress_grows_to_one_as_the_models_process_fills(two: Router) -> None:
 
 @needs_llama_server
 def test_a_model_that_is_killed_is_noticed_and_its_answer_breaks_off(two: Router) -> None:
-    """Within a second, with what can be told of it; and it is not loaded again for those who come too late."""
+    """With what can be told of it; and it is not loaded again for those who come too late."""
 
     async def body() -> None:
         async with loaded(level(two)) as (_, model):
@@ -166,7 +168,7 @@ def test_a_model_that_is_killed_is_noticed_and_its_answer_breaks_off(two: Router
             os.kill(model.pid, signal.SIGKILL)
             with pytest.raises(LevelUnavailable, match="the router unloaded it or its process ended"):
                 [chunk async for chunk in answer]
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(LIMIT_S):
                 assert "small of llama-server's router at http" in await died
             assert not await model.health()
             with pytest.raises(NeverAsked, match="the router unloaded it or its process ended"):
@@ -185,12 +187,12 @@ def test_a_model_that_somebody_else_unloads_is_noticed(two: Router) -> None:
     async def body() -> None:
         async with loaded(level(two)) as (_, model):
             two.ask("/models/unload", {"model": "small"})
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(LIMIT_S):
                 assert "the router unloaded it" in await model.died()
         async with loaded(level(two)) as (_, model):
             two.load("medium")
             await asyncio.to_thread(two.load, "large")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(LIMIT_S):
                 await model.died()
 
     asyncio.run(body())
@@ -203,7 +205,7 @@ def test_a_router_that_is_killed_takes_its_models_along(two: Router) -> None:
     async def body() -> None:
         async with loaded(level(two)) as (_, model):
             two.process.kill()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(LIMIT_S):
                 await model.died()
             assert not await model.health()
         assert not psutil.pid_exists(model.pid) or psutil.Process(model.pid).status() == psutil.STATUS_ZOMBIE
@@ -222,9 +224,8 @@ def test_a_model_is_unloaded_at_once_although_it_answers(two: Router) -> None:
     async def body() -> None:
         async with loaded(level(two)) as (_, model):
             answers = [await begun(model, LONG) for _ in range(2)]
-            before = time.monotonic()
             await model.unload()
-            assert time.monotonic() - before < 5
+            assert "force-killing" not in two.log.read_text()
             for answer in answers:
                 with pytest.raises(LevelUnavailable, match="it was unloaded"):
                     [chunk async for chunk in answer]
@@ -247,7 +248,7 @@ def test_a_cancelled_load_leaves_nothing(two: Router, cancels: int) -> None:
             await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError):
             await task
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             while psutil.pid_exists(pid) or two.status()["large"] != "unloaded":
                 await asyncio.sleep(0.01)
         assert not runtime.pids()

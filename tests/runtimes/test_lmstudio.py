@@ -31,6 +31,8 @@ from tests.runtimes.answers import said
 from tests.runtimes.lmstudio_server import LmStudioServer, Model, Workers, processes
 
 MIB = 1024**2
+LIMIT_S = 60.0
+"""For what comes at once, on a machine that may be busy."""
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "Who are you?"}]}
 COUNT: dict[str, Any] = {"messages": [{"role": "user", "content": "Count."}]}
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -79,7 +81,7 @@ async def somebody(server: LmStudioServer, path: str, body: Any) -> Any:
 
 async def until(holds: Callable[[], Any]) -> None:
     """Wait for what another thread or process does."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LIMIT_S):
         while not holds():
             await asyncio.sleep(0.01)
 
@@ -350,15 +352,16 @@ def test_a_model_for_apples_chips_is_loaded_with_all_its_window(server: LmStudio
 
 def test_a_load_that_takes_too_long_is_given_up_and_does_not_stay(server: LmStudioServer) -> None:
     """After the level's own limit; what LM Studio then still loads counts as own until it has been unloaded."""
-    server.load_s = 1.0
+    server.keeps_loading = True
 
     async def body() -> None:
         runtime = LmStudioRuntime()
         with pytest.raises(LevelUnavailable, match=r"not loaded within 0.2 s; raise load_timeout_s"):
             await runtime.load(level(server, load_timeout_s=0.2), lambda _: None)
         # On a busy machine the process that is to hold it takes longer than that to come up.
-        await until(works)
+        await until(runtime.pids)
         assert len(runtime.pids()) == 1
+        server.keeps_loading = False
         await until(lambda: not works())
         await until(lambda: not runtime.pids())
         assert not server.loaded
@@ -368,13 +371,14 @@ def test_a_load_that_takes_too_long_is_given_up_and_does_not_stay(server: LmStud
 
 def test_a_load_that_is_cancelled_leaves_nothing_behind(server: LmStudioServer) -> None:
     """LM Studio breaks no load off, so that its end is waited for."""
-    server.load_s = 0.5
+    server.keeps_loading = True
 
     async def body() -> None:
         runtime = LmStudioRuntime()
         loading = asyncio.create_task(runtime.load(level(server), lambda _: None))
         await until(runtime.pids)
         loading.cancel()
+        server.keeps_loading = False
         with pytest.raises(asyncio.CancelledError):
             await loading
         assert not server.loaded
@@ -386,14 +390,18 @@ def test_a_load_that_is_cancelled_leaves_nothing_behind(server: LmStudioServer) 
 
 def test_at_the_end_a_load_that_was_given_up_is_waited_for(server: LmStudioServer) -> None:
     """Else LM Studio would hold what nobody wants."""
-    server.load_s = 1.0
+    server.keeps_loading = True
 
     async def body() -> None:
         runtime = LmStudioRuntime()
         with pytest.raises(LevelUnavailable, match=r"not loaded within 0\.2 s"):
             await runtime.load(level(server, load_timeout_s=0.2), lambda _: None)
-        assert works()
-        await runtime.close()
+        await until(works)
+        closing = asyncio.create_task(runtime.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        server.keeps_loading = False
+        await closing
         assert not server.loaded
         assert not works()
         assert tuple(runtime.pids()) == ()
@@ -405,7 +413,7 @@ def test_at_the_end_a_load_that_was_given_up_is_waited_for(server: LmStudioServe
 def test_a_load_that_does_not_end_is_left_and_told(server: LmStudioServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """No end of scaler takes for ever; asked again, it waits again."""
     monkeypatch.setattr(lmstudio, "CLOSE_S", 0.1)
-    server.load_s = 1.0
+    server.keeps_loading = True
 
     async def body() -> None:
         runtime = LmStudioRuntime()
@@ -413,7 +421,8 @@ def test_a_load_that_does_not_end_is_left_and_told(server: LmStudioServer, monke
             await runtime.load(level(server, load_timeout_s=0.2), lambda _: None)
         with pytest.raises(LevelUnavailable, match=r"^small: small of LM Studio at .* still loads it.*`lms unload ID`"):
             await runtime.close()
-        monkeypatch.setattr(lmstudio, "CLOSE_S", 30.0)
+        server.keeps_loading = False
+        monkeypatch.setattr(lmstudio, "CLOSE_S", LIMIT_S)
         await runtime.close()
         assert not server.loaded
 
@@ -425,12 +434,13 @@ def test_a_load_that_was_given_up_and_will_not_unload_is_told_at_the_end(
 ) -> None:
     """A person has to do it."""
     monkeypatch.setattr(lmstudio_rest, "UNLOAD_S", 0.3)
-    server.load_s, server.refuses_unload = 0.5, 500
+    server.keeps_loading, server.refuses_unload = True, 500
 
     async def body() -> None:
         runtime = LmStudioRuntime()
         with pytest.raises(LevelUnavailable, match=r"not loaded within 0\.2 s"):
             await runtime.load(level(server, load_timeout_s=0.2), lambda _: None)
+        server.keeps_loading = False
         with pytest.raises(LevelUnavailable, match=r"^small: .*try `lms unload small`$"):
             await runtime.close()
 
@@ -450,7 +460,7 @@ def test_the_machines_processes_are_not_looked_at_for_each_sensor(
 
     monkeypatch.setattr(lmstudio, "holders", looked_at)
     monkeypatch.setattr(lmstudio, "SEEN_S", 3600.0)
-    server.load_s = 0.5
+    server.keeps_loading = True
 
     async def body() -> None:
         runtime = LmStudioRuntime()
@@ -462,6 +472,7 @@ def test_the_machines_processes_are_not_looked_at_for_each_sensor(
         monkeypatch.setattr(lmstudio, "SEEN_S", 0.0)
         await until(runtime.pids)
         monkeypatch.setattr(lmstudio, "SEEN_S", 3600.0)
+        server.keeps_loading = False
         model = await loading
         assert tuple(runtime.pids()) == (model.pid,)
         await model.unload()
@@ -471,7 +482,7 @@ def test_the_machines_processes_are_not_looked_at_for_each_sensor(
 
 def test_a_load_whose_process_ends_is_told(server: LmStudioServer) -> None:
     """As where memory runs out."""
-    server.load_s = 5.0
+    server.keeps_loading = True
 
     async def body() -> None:
         runtime = LmStudioRuntime()
@@ -506,7 +517,7 @@ def test_a_model_that_is_killed_is_noticed_and_its_answers_break_off(server: LmS
                 [chunk async for chunk in answer]
             with pytest.raises(NeverAsked):
                 await waiting
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(LIMIT_S):
                 assert "its process ended" in await watching
             assert not await model.health()
             with pytest.raises(NeverAsked, match="its process ended"):
@@ -529,7 +540,7 @@ def test_a_model_that_somebody_unloads_is_noticed(server: LmStudioServer) -> Non
             await somebody(server, "/api/v1/models/unload", {"instance_id": "small"})
             with pytest.raises(LevelUnavailable, match="LM Studio unloaded it or its process ended"):
                 [chunk async for chunk in answer]
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(LIMIT_S):
                 assert "LM Studio unloaded it" in await watching
 
     asyncio.run(body())
@@ -555,7 +566,7 @@ def test_an_answer_of_another_model_is_none(server: LmStudioServer, others: list
             [chunk async for chunk in model.chat(ASKED)]
         with pytest.raises(NeverAsked):
             await anext(model.chat(ASKED))
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(LIMIT_S):
             assert told in await model.died()
 
     asyncio.run(body())
@@ -598,11 +609,12 @@ def test_a_server_that_does_not_say_makes_no_model_dead(
         async with loaded(level(server)) as (_, model):
             watching = asyncio.create_task(model.died())
             server.answers_half_json = True
-            _, pending = await asyncio.wait([watching], timeout=1)
-            assert pending
+            # With the third question, two answers of that kind have been thought about.
+            await until(lambda: server.half_answers > 2 or watching.done())
+            assert not watching.done()
             server.answers_half_json = False
             instance = server.loaded.pop("small")
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(LIMIT_S):
                 assert "LM Studio unloaded it" in await watching
             server.loaded["small"] = instance
 
@@ -797,7 +809,7 @@ def test_a_model_that_is_not_described_has_its_name(server: LmStudioServer) -> N
             url, began = HttpUrl(f"http://127.0.0.1:{port}"), time.monotonic()
             told = LmStudioRuntime().describe(level(server, url=url))
             assert (told.file, told.context_tokens, told.size_bytes) == ("small", 4096, None)
-            assert time.monotonic() - began < ASK_S / 2, "it waited as for an answer"
+            assert time.monotonic() - began < ASK_S, "it waited as for an answer"
 
 
 # -------------------------------------------------------------------- starting it

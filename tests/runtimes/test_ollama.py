@@ -21,6 +21,7 @@ from scaler.level_settings import OllamaLevel
 from scaler.runtimes import ollama
 from scaler.runtimes.gguf_size import OVERHEAD_BYTES
 from scaler.runtimes.ollama import OllamaModel, OllamaRuntime
+from scaler.runtimes.ollama_runners import runners
 from tests.runtimes.answers import said
 from tests.runtimes.ollama_server import Model, OllamaServer
 
@@ -151,6 +152,107 @@ def test_something_else_at_the_address_is_told_as_such(server: OllamaServer, rep
         asyncio.run(OllamaRuntime().load(level(server), lambda _: None))
 
 
+@pytest.mark.parametrize(
+    ("status", "reply", "told"),
+    [
+        (
+            404,
+            b'{"detail": "Not Found"}',
+            r"does not speak Ollama's API \(404: .*Not Found.*\); correct the level's url$",
+        ),
+        (
+            404,
+            b"<html>\nnone</html>",
+            r"does not speak Ollama's API \(404: <html> none</html>\); correct the level's url$",
+        ),
+        (500, b"<html>\n" + b"x" * 5000, r"Ollama answered 500: <html> x{393}$"),
+        (500, b"[]", "does not speak Ollama's API .*correct the level's url$"),
+        (200, b"[" * 100_000, "does not speak Ollama's API .*correct the level's url$"),
+        (200, b'{"models": [{"size": "many"}]}', r"does not speak Ollama's API \(models\.0\.size: .*url$"),
+        (
+            401,
+            b'{"error": "who?"}',
+            "Ollama answered 401: set key_env to the environment variable that holds its API key",
+        ),
+        (503, b'{"error": "server busy"}', "Ollama answered 503: server busy$"),
+    ],
+)
+def test_an_error_is_told_as_what_it_is(server: OllamaServer, status: int, reply: bytes, told: str) -> None:
+    """Only Ollama's own word that a model is not there is a reason to pull it. Nothing fills a screen."""
+    server.reply, server.reply_status = reply, status
+    with pytest.raises(LevelUnavailable, match=rf"^small: small of Ollama at http.*{told}"):
+        asyncio.run(OllamaRuntime().release(level(server)))
+
+
+def test_nobody_is_followed_elsewhere(server: OllamaServer) -> None:
+    """What another machine loads is not what is watched here."""
+    with OllamaServer({"small:latest": Model(size_bytes=MIB)}) as other:
+        server.elsewhere = other.url
+        with pytest.raises(
+            LevelUnavailable, match=r"answered 301: it sends whoever asks on to .*; correct the level's url"
+        ):
+            asyncio.run(OllamaRuntime().load(level(server), lambda _: None))
+        assert not other.requests
+
+
+def test_an_answer_that_never_ends_keeps_nobody_waiting(server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is for all of it: one for each piece would never be reached."""
+    monkeypatch.setattr(ollama, "ASK_S", 0.3)
+    monkeypatch.setattr(ollama, "UNLOAD_S", 0.3)
+
+    async def body() -> None:
+        runtime = OllamaRuntime()
+        model = await runtime.load(level(server), lambda _: None)
+        server.dribbles = True
+        for asked in (
+            runtime.load(level(server, load_timeout_s=0.3), lambda _: None),
+            asyncio.to_thread(runtime.footprint, level(server)),
+            runtime.release(level(server)),
+            model.unload(),
+        ):
+            with pytest.raises(LevelUnavailable, match=r"^small: small of Ollama at http.*: no answer in time"):
+                await asyncio.wait_for(asked, 10)
+        assert runtime.describe(level(server)) == Description("small", 4096, capabilities=EVERYTHING)
+        server.dribbles = False
+
+    asyncio.run(body())
+
+
+def test_a_key_is_shown_with_every_question(server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy in front of Ollama lets nobody in without; a wrong one is told, and is in no message."""
+    server.token = "sesame"
+    settings = level(server, key_env="SCALER_TEST_KEY")
+
+    async def body() -> None:
+        monkeypatch.setenv("SCALER_TEST_KEY", "sesame\n")
+        async with loaded(settings) as (runtime, model):
+            assert said([chunk async for chunk in model.chat(ASKED)]) == " The small one speaks"
+            assert await model.health()
+            await runtime.release(settings)
+            assert await asyncio.to_thread(runtime.footprint, settings)
+        assert not server.loaded
+        monkeypatch.setenv("SCALER_TEST_KEY", "open-up")
+        with pytest.raises(LevelUnavailable, match=r"401: the key in SCALER_TEST_KEY is not the right one$"):
+            await OllamaRuntime().load(settings, lambda _: None)
+        monkeypatch.setenv("SCALER_TEST_KEY", "open\nup")
+        with pytest.raises(LevelUnavailable, match="SCALER_TEST_KEY holds what no API key can") as raised:
+            await OllamaRuntime().load(settings, lambda _: None)
+        assert "open" not in str(raised.value)
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/"])
+def test_an_address_is_taken_as_people_write_it(server: OllamaServer, path: str) -> None:
+    """With the /v1 of OpenAI's API, as other programs want it."""
+
+    async def body() -> None:
+        async with loaded(level(server, url=HttpUrl(server.url + path))) as (_, model):
+            assert said([chunk async for chunk in model.chat(ASKED)]) == " The small one speaks"
+
+    asyncio.run(body())
+
+
 def test_one_that_will_not_unload_is_told_and_no_longer_ours(
     server: OllamaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +301,26 @@ def test_another_model_than_asked_for_is_no_load(server: OllamaServer) -> None:
         asyncio.run(OllamaRuntime().load(level(server), lambda _: None))
 
 
+def test_what_another_ollama_loads_at_the_same_moment_is_not_taken_for_it(
+    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is no descendant of the one that listens here."""
+    looks = 0
+
+    def some() -> frozenset[int]:
+        nonlocal looks
+        looks += 1
+        return runners() | (frozenset({os.getppid()}) if looks > 1 else frozenset())
+
+    monkeypatch.setattr(ollama, "runners", some)
+
+    async def body() -> None:
+        async with loaded(level(server)) as (runtime, model):
+            assert tuple(runtime.pids()) == (model.pid,) == (server.loaded["small:latest"].pid,)
+
+    asyncio.run(body())
+
+
 def test_a_load_that_takes_too_long_is_given_up(server: OllamaServer) -> None:
     """After the level's own limit."""
     server.delay_s = 5.0
@@ -216,7 +338,9 @@ def test_a_model_that_is_killed_is_noticed_and_its_answer_breaks_off(server: Oll
             answer = model.chat({"messages": [{"role": "user", "content": "Count."}]})
             await anext(answer)
             os.kill(model.pid, signal.SIGKILL)
-            with pytest.raises(LevelUnavailable, match="Ollama unloaded it or its process ended"):
+            with pytest.raises(
+                LevelUnavailable, match="in the middle of the answer: Ollama unloaded it or its process ended"
+            ):
                 [chunk async for chunk in answer]
             assert "its process ended" in await watching
             assert not await model.health()

@@ -14,8 +14,8 @@ from pydantic import HttpUrl
 
 from scaler.errors import LevelUnavailable, NeverAsked, RequestRejected
 from scaler.level_settings import OpenAILevel
-from scaler.runtimes.model_server import EventReader
 from scaler.runtimes.openai import OpenAIModel, OpenAIRuntime
+from scaler.runtimes.openai_chunks import EventReader
 from tests.runtimes.answers import said
 from tests.runtimes.openai_server import OpenAIServer
 
@@ -248,20 +248,30 @@ def test_a_few_failed_answers_are_forgotten_with_one_that_comes(server: OpenAISe
 def test_a_key_that_no_header_can_hold_is_one_message(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when two lines were pasted into the variable."""
     monkeypatch.setenv("SCALER_TEST_KEY", "sesame\nopen")
-    with pytest.raises(LevelUnavailable, match="cannot be asked for") as raised:
+    with pytest.raises(
+        LevelUnavailable, match=r"SCALER_TEST_KEY holds what no API key can, .*; set it to the key"
+    ) as raised:
         asyncio.run(load(level(server, key_env="SCALER_TEST_KEY")))
     assert "sesame" not in str(raised.value)
 
 
-def test_what_a_server_says_of_a_wrong_key_is_not_passed_on(server: OpenAIServer) -> None:
-    """It may repeat the beginning of it."""
+def test_what_a_server_says_of_a_wrong_key_is_not_passed_on(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may repeat the beginning of it; who has sent none is told to."""
+    monkeypatch.setenv("SCALER_TEST_KEY", "open-up")
 
     async def body() -> None:
-        model = await load(level(server))
-        server.key = "sesame"
-        with pytest.raises(LevelUnavailable, match=r"it does not take the API key \(401\)"):
-            [chunk async for chunk in model.chat(ASKED)]
-        await model.unload()
+        for settings, told in (
+            (level(server), "it wants an API key; set the level's key_env"),
+            (level(server, key_env="SCALER_TEST_KEY"), "it does not take the API key"),
+        ):
+            server.key = None
+            model = await load(settings)
+            server.key = "sesame"
+            with pytest.raises(LevelUnavailable, match=rf"refused to answer: {told} \(401\)$"):
+                [chunk async for chunk in model.chat(ASKED)]
+            await model.unload()
 
     asyncio.run(body())
 
@@ -276,3 +286,143 @@ def test_other_servers_words_are_read_as_llama_cpps() -> None:
     thought, used = EventReader().feed(block)
     assert thought["choices"] == [{"index": 0, "delta": {"reasoning_content": "Hm"}}]
     assert used["choices"] == []
+
+
+def event(choice: object, **besides: Any) -> bytes:
+    return b"data: " + json.dumps({"choices": choice, **besides}, ensure_ascii=False).encode() + b"\n\n"
+
+
+WORD, LAST = (
+    event([{"index": 0, "delta": {"content": "h\u00e9 \U0001f600"}}]),
+    event([{"delta": {}, "finish_reason": "stop"}]),
+)
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [WORD, LAST, DONE],
+        [bytes([one]) for one in WORD + LAST + DONE],
+        [b": keep-alive\n\n", WORD, b":\n\nevent: message\nid: 7\n", LAST, DONE],
+        [(WORD + LAST + DONE).replace(b"\n", b"\r\n")],
+        [WORD, LAST],
+        [WORD, LAST, b"data: [DONE]"],
+        [WORD, LAST, b"data: {"],
+        [
+            event([{"index": None, "delta": {"content": "h\u00e9 \U0001f600", "tool_calls": None}}], usage=None),
+            LAST,
+            DONE,
+        ],
+        [WORD, LAST, event([], usage={"prompt_tokens": None}), event(None, usage="many"), DONE],
+    ],
+)
+def test_an_answer_is_whole_however_the_server_writes_it(server: OpenAIServer, pieces: list[bytes]) -> None:
+    """Cut in the middle of a letter, with lines that keep the connection awake, without [DONE] or figures: three such
+    answers in a row would make the level dead if they counted as failed.
+    """
+    server.pieces = pieces
+
+    async def body() -> None:
+        model = await load(level(server))
+        for _ in range(4):
+            assert said([chunk async for chunk in model.chat(ASKED)]) == "h\u00e9 \U0001f600"
+        await model.unload()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("pieces", "kind", "told"),
+    [
+        ([b"<html>hello</html>"], "text/html", "does not answer: it sends text/html in place of a stream; correct the"),
+        ([b'{"choices": []}'], "application/json", "does not answer: it sends application/json in place of a stream"),
+        ([], "text/event-stream", "the model does not answer: the stream ended early"),
+        ([WORD], "text/event-stream", "ended in the middle of the answer: the stream ended early"),
+        (
+            [WORD, b'data: {"cho\n\n'],
+            "text/event-stream",
+            "ended in the middle of the answer: it sends what is no JSON",
+        ),
+        ([b"data: [1]\n\n"], "text/event-stream", r"it sends an event that is no object: \[1\]"),
+        ([event(["x"])], "text/event-stream", "it sends a choice that is none: 'x'"),
+        ([event({"a": 1})], "text/event-stream", "it sends choices that are no list: {'a': 1}"),
+        ([event([{"delta": "x"}])], "text/event-stream", "it sends a choice that is none: {'delta': 'x'}"),
+        ([event([{"delta": {"content": 5}}])], "text/event-stream", "it sends a choice that is none: .*5"),
+        ([event([{"text": ["x"]}])], "text/event-stream", r"it sends a choice that is none: .*\['x'\]"),
+        ([event([{"index": "0"}])], "text/event-stream", "it sends a choice that is none: .*'0'"),
+        ([event([{"delta": {"tool_calls": ["x"]}}])], "text/event-stream", "it sends a choice that is none: .*'x'"),
+        (
+            [event([{"delta": {"tool_calls": [{"function": 1}]}}])],
+            "text/event-stream",
+            "it sends a choice that is none: .*1",
+        ),
+        (
+            [WORD, b'data: {"error": "out of memory"}\n\n'],
+            "text/event-stream",
+            r"refused to answer: out of memory \(500",
+        ),
+    ],
+)
+def test_what_is_no_answer_is_one_message(server: OpenAIServer, pieces: list[bytes], kind: str, told: str) -> None:
+    """It names level, server and address, is one line, and another level goes on."""
+    server.pieces, server.kind = pieces, kind
+
+    async def body() -> None:
+        model = await load(level(server))
+        with pytest.raises(LevelUnavailable, match=rf"^far: big of a server with OpenAI's API at http.*{told}"):
+            [chunk async for chunk in model.chat(ASKED)]
+        await model.unload()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "kind", "told"),
+    [
+        (400, b'{"object": "error", "message": "too long", "code": 400}', RequestRejected, "^too long$"),
+        (422, b'{"detail": [{"msg": "field required"}]}', RequestRejected, "field required"),
+        (413, b"Payload Too\nLarge", RequestRejected, "^Payload Too Large$"),
+        (404, b'{"detail": "Not Found"}', LevelUnavailable, r"refused to answer: Not Found \(404\)$"),
+        (429, b'{"error": {"message": "slow down"}}', LevelUnavailable, r"refused to answer: slow down \(429\)$"),
+        (
+            500,
+            b'{"error": "{\\"error\\": {\\"code\\": 500, \\"message\\": \\"out of memory\\"}}"}',
+            LevelUnavailable,
+            r"refused to answer: out of memory \(500\)$",
+        ),
+        (503, b"", LevelUnavailable, r"refused to answer: HTTP 503 \(503\)$"),
+        (204, b"", LevelUnavailable, "does not answer: it says 204 and nothing more$"),
+        (200, b'data: {"object": "error", "message": "too long", "code": 400}\n\n', RequestRejected, "^too long$"),
+    ],
+)
+def test_a_refusal_is_told_in_the_servers_words(
+    server: OpenAIServer, status: int, content: bytes, kind: type[Exception], told: str
+) -> None:
+    """Whichever of the usual forms they have."""
+    server.pieces, server.status = [content] if content else [], status
+
+    async def body() -> None:
+        model = await load(level(server))
+        with pytest.raises(kind, match=told):
+            [chunk async for chunk in model.chat(ASKED)]
+        await model.unload()
+
+    asyncio.run(body())
+
+
+def test_nobody_is_followed_elsewhere_with_a_conversation(server: OpenAIServer) -> None:
+    """It is for the server that the person has named."""
+
+    async def body() -> None:
+        with OpenAIServer(big=" Mine now") as other:
+            server.elsewhere = f"{other.url}/v1/chat/completions"
+            model = await load(level(server))
+            with pytest.raises(
+                LevelUnavailable, match=f"sends whoever asks on to {other.url}.*; correct the level's url"
+            ):
+                [chunk async for chunk in model.chat(ASKED)]
+            await model.unload()
+            assert not other.requests
+
+    asyncio.run(body())

@@ -182,6 +182,22 @@ def test_a_request_at_fault_is_the_requests_own(card: Path) -> None:
         server.take_faults()
 
 
+@pytest.mark.parametrize(("reply", "told"), [("<html>", "Invalid JSON"), ("{}", "count: Field required")])
+def test_a_count_that_is_none_is_one_message(card: Path, reply: str, told: str) -> None:
+    """It is asked for before every answer: a fault of scaler's own would be no reason to go on elsewhere."""
+    with VllmServer(state=card) as server:
+
+        async def body() -> None:
+            async with loaded(level(server)) as (_, model):
+                server.set(reply=reply, reply_type="application/json")
+                with pytest.raises(LevelUnavailable, match=rf"^big: tiny of vLLM at http.*does not answer: {told}"):
+                    await model.count_tokens(ASKED)
+                server.set(reply=None)
+
+        asyncio.run(body())
+        server.take_faults()
+
+
 @pytest.mark.parametrize(
     ("made", "set_to", "changes", "message"),
     [
