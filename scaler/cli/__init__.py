@@ -11,11 +11,14 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from scaler import __version__
 from scaler.errors import ConfigError, DaemonUnreachable, ScalerError
 from scaler.printable import printable
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 EXIT_OK, EXIT_NO, EXIT_USAGE, EXIT_FAILED, EXIT_UNREACHABLE = 0, 1, 2, 3, 4
 EXIT_INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
@@ -80,8 +83,18 @@ MODULES = (
 """The commands in the order in which a newcomer needs them; each module has its Command as ``COMMAND``."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that tells when the help that was asked for cannot be written, where argparse says nothing."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        if file is sys.stdout:
+            print(message, end="")
+        else:
+            super()._print_message(message, file)
+
+
 def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scaler",
         description="Keeps the best local language model that this machine can sustain, all the time.",
         epilog="Start with `scaler run`. Exit codes: 0 done or yes, 1 no, 2 wrong usage or configuration, 3 failed, "
@@ -177,6 +190,9 @@ def _outcome(arguments: Sequence[str]) -> int:
             return EXIT_USAGE
         args = _parsed(parser, arguments)
         return int(args.run(args))
+    except SystemExit as ended:
+        # How argparse ends: after help, and after what is wrong with the arguments.
+        return int(ended.code or EXIT_OK)
     except ConfigError as error:
         _complain(str(error))
         return EXIT_USAGE

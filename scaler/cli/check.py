@@ -11,6 +11,12 @@ from scaler.printable import one_line
 
 KEYS = ("action", "level", "max_tokens", "reason")
 """What is read of the daemon's answer."""
+MEANINGS = {
+    "serve": "a request would be answered now",
+    "shorten": "a request would be answered now, shortened",
+    "wait": "a request would wait",
+}
+"""What each action means."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,18 +25,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    check = daemon(args).ask("/check", KEYS)
+    running = daemon(args)
+    check = running.ask("/check", KEYS)
+    action = str(check["action"])
+    if action not in MEANINGS:
+        raise running.unknown(f"the action {action!r}")
     if args.json:
         print(json.dumps(check, indent=2))
     else:
         limit = f", at most {check['max_tokens']} tokens" if check["max_tokens"] is not None else ""
-        words = {
-            "serve": "a request would be answered now",
-            "shorten": "a request would be answered now, shortened",
-            "wait": "a request would wait",
-        }
-        print(one_line(f"{words[check['action']]} (level {check['level']}{limit}): {check['reason']}"))
-    return EXIT_NO if check["action"] == "wait" else EXIT_OK
+        print(one_line(f"{MEANINGS[action]} (level {check['level']}{limit}): {check['reason']}"))
+    return EXIT_NO if action == "wait" else EXIT_OK
 
 
 COMMAND = Command(

@@ -86,8 +86,12 @@ class Daemon:
         if lacking := [key for key in keys if not _has(answer, key.split("."))]:
             # Which other one, a scaler of any version tells with how it stands.
             status = answer if path == "/status" else self.ask("/status", ())
-            raise ScalerError(self._other(status, lacking))
+            raise ScalerError(self._other(status, f"its answer lacks {', '.join(lacking)}"))
         return answer
+
+    def unknown(self, what: str) -> ScalerError:
+        """The error to raise where ``what`` an answer has is nothing that this command knows. Raises as `ask` does."""
+        return ScalerError(self._other(self.ask("/status", ()), f"its answer has {what}"))
 
     def status(self, keys: Iterable[str] = (), timeout_s: float = 10.0) -> dict[str, Any]:
         """What ``GET /status`` says. Raises as `ask` does."""
@@ -164,15 +168,15 @@ class Daemon:
             raise ScalerError(self._no_scaler("its answer is another program's"))
         return told
 
-    def _other(self, status: dict[str, Any], lacking: Sequence[str]) -> str:
+    def _other(self, status: dict[str, Any], why: str) -> str:
         """Why an answer that has not what was expected cannot be used."""
         if not all(key in status for key in OURS):
             return self._no_scaler("its answer is another program's")
         version = status.get("version")
         whose = "of another version" if version in (None, __version__) else version
         return (
-            f"what answers at {self.url} is scaler {whose}, and this command {__version__} (its answer lacks "
-            f"{', '.join(lacking)}); start the daemon anew, so that it is what is installed"
+            f"what answers at {self.url} is scaler {whose}, and this command {__version__} ({why}); start the daemon "
+            "anew, so that it is what is installed"
         )
 
     def _no_scaler(self, why: str) -> str:

@@ -1,7 +1,8 @@
 """Who may come in: no page of the web, no name that was made to lead here, and nobody without the token.
 
 Owns what is asked of a request's headers before anything else looks at it. What a browser sends with a page's requests
-is described at https://fetch.spec.whatwg.org/#origin-header and https://www.w3.org/TR/fetch-metadata/.
+is described at https://fetch.spec.whatwg.org/#origin-header, https://fetch.spec.whatwg.org/#sec-purpose-header and
+https://www.w3.org/TR/fetch-metadata/.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Door:
     async def guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let ``handler`` answer, or refuse."""
         self._check_host(request)
+        _check_purpose(request)
         self._check_origin(request)
         if (
             request.method == "OPTIONS"
@@ -118,6 +120,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _check_purpose(request: web.Request) -> None:
+    """A browser may fetch ahead, or make a page ready unseen, because another site's page has it do so, and say all the
+    same that nobody sent it. Who goes to the page then is let in: for what was refused, a browser asks again.
+    """
+    if "Sec-Purpose" in request.headers:
+        raise web.HTTPForbidden(text="nothing is given ahead of time; ask for it when it is wanted")
 
 
 def _follows_link(request: web.Request) -> bool:

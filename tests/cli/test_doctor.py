@@ -24,7 +24,7 @@ from scaler.cli.doctor import _all
 from scaler.cli.examination import Finding, ok
 from scaler.cli.examination.installation import FOR
 from scaler.tiers import HardwareTierDetector
-from tests.cli.conftest import SCALER, Run
+from tests.cli.conftest import LIMIT_S, SCALER, Run
 from tests.discovery.servers import answering, listing
 from tests.sensors.conftest import GIB, FakeNvml, compile_nvml
 
@@ -187,7 +187,7 @@ def test_a_daemon_is_recognised_by_its_version_and_its_configuration(
             assert f"the daemon runs with {path}, and this command reads {other}" in elsewhere["says"]
         finally:
             daemon.terminate()
-            daemon.communicate(timeout=60)
+            daemon.communicate(timeout=LIMIT_S)
 
 
 def test_a_driver_that_hangs_is_given_up(
@@ -241,7 +241,9 @@ def test_libraries_that_are_not_installed_are_told(places: dict[str, str], healt
     lacking = ("aiohttp", "orjson", "xllamacpp", "gguf", "desktop_notifier")
     code = f"import sys\nfor name in {lacking!r}: sys.modules[name] = None\n"
     code += "from scaler.cli import main\nsys.exit(main(['doctor', '--json']))\n"
-    done = subprocess.run([sys.executable, "-c", code], env=places, capture_output=True, encoding="utf-8", timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=places, capture_output=True, encoding="utf-8", timeout=LIMIT_S
+    )
     found = told(done)
     for about, extra in (("extra server", "server"), ("extra desktop", "desktop"), ("runtime embedded", "llama")):
         assert re.search(rf"pip install .*\[{extra}\]'$", found[about]["do"])
@@ -277,7 +279,7 @@ def nobody() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
         places = {name: value.format(home=home) for name, value in environment.items()}
         command = [*somebody, *SCALER, *arguments]
         return subprocess.run(
-            command, env={**kept, **places}, cwd="/", capture_output=True, encoding="utf-8", timeout=60
+            command, env={**kept, **places}, cwd="/", capture_output=True, encoding="utf-8", timeout=LIMIT_S
         )
 
     try:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from scaler.settings import load_settings
-from tests.cli.conftest import SCALER, Run
+from tests.cli.conftest import PATIENT, Run
 from tests.discovery.servers import answering, listing, response, speaking
 from tests.runtimes.ollama_server import Model, OllamaServer
 
@@ -69,7 +69,7 @@ def on_a_terminal(
     """
     main, screen = pty.openpty()
     with subprocess.Popen(
-        [*SCALER, *arguments], stdin=screen, stdout=screen, stderr=screen, env=environment, start_new_session=True
+        [*PATIENT, *arguments], stdin=screen, stdout=screen, stderr=screen, env=environment, start_new_session=True
     ) as running:
         os.close(screen)
         told = b""

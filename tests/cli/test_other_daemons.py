@@ -66,6 +66,23 @@ def test_a_part_of_an_answer_that_older_daemons_lack_is_named(scaler: Run) -> No
     )
 
 
+@pytest.mark.parametrize("command", ["check", "check --json"])
+@pytest.mark.parametrize("action", ["postpone", None, ["wait"]])
+def test_a_check_that_says_what_no_check_of_ours_says_is_another_versions(
+    scaler: Run, command: str, action: object
+) -> None:
+    """No yes, and no no: a script is not to take it for either."""
+    stands = dict.fromkeys(OURS, "off") | {"version": "9.0.0"}
+    check = {"action": action, "level": "small", "max_tokens": None, "reason": "later"}
+    with scripted({"/status": stands, "/check": check}) as server:
+        done = scaler(*command.split(), "--url", server.url)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == (
+        f"scaler: what answers at {server.url} is scaler 9.0.0, and this command {__version__} (its answer has the "
+        f"action {str(action)!r}); start the daemon anew, so that it is what is installed\n"
+    )
+
+
 @pytest.mark.parametrize("command", [*ASKING, "chat hello"])
 def test_another_program_is_no_scaler(scaler: Run, command: str) -> None:
     """Whatever it is asked."""

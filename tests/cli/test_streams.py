@@ -75,7 +75,11 @@ def test_a_question_in_another_encoding_is_asked_all_the_same(places: dict[str, 
 
 
 @needs_full
-@pytest.mark.parametrize("command", [("check",), ("tier",), ("config", "schema"), ("diagram",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [("check",), ("tier",), ("config", "schema"), ("diagram",), ("--help",), ("--version",), ("check", "--help")],
+    ids=" ".join,
+)
 def test_an_answer_that_cannot_be_written_is_a_failure(command: tuple[str, ...], buffering: dict[str, str]) -> None:
     """And no `no`: exit code 3, in one message."""
     with answering({"/check": CHECK}) as server, FULL.open("wb") as full:
@@ -87,10 +91,13 @@ def test_an_answer_that_cannot_be_written_is_a_failure(command: tuple[str, ...],
 
 
 @needs_full
-def test_an_error_that_cannot_be_written_keeps_its_exit_code(buffering: dict[str, str]) -> None:
+@pytest.mark.parametrize("command", [("history", "--last", "0"), ("history", "--nonsense"), ()], ids=" ".join)
+def test_an_error_that_cannot_be_written_keeps_its_exit_code(
+    command: tuple[str, ...], buffering: dict[str, str]
+) -> None:
     """Where nothing can be said, it says all."""
     with FULL.open("wb") as full:
-        done = subprocess.run([*SCALER, "history", "--last", "0"], stdout=full, stderr=full, env=buffering, timeout=60)
+        done = subprocess.run([*SCALER, *command], stdout=full, stderr=full, env=buffering, timeout=60)
     assert done.returncode == 2
 
 

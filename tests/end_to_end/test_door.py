@@ -283,6 +283,17 @@ def test_a_link_leads_to_the_page_and_nowhere_else(
         assert status(url, path, FOLLOWED | headers, method=method) == 403
 
 
+@pytest.mark.parametrize("purpose", ["prefetch", "prefetch;prerender", "prefetch;anonymous-client-ip"])
+@pytest.mark.parametrize("site", ["none", "cross-site", "same-origin"])
+def test_nothing_is_given_to_a_browser_that_fetches_ahead(serving: Running, purpose: str, site: str) -> None:
+    """Another site's page may have it do that, and it may not say so; whoever goes there by themselves is let in."""
+    gone = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    with serving() as (url, _, _):
+        for path in ("/", "/status", "/check", "/advice", "/events", "/v1/models"):
+            assert status(url, path, gone | {"Sec-Purpose": purpose}) == 403
+        assert status(url, "/", gone) == 200
+
+
 def test_its_own_pages_and_plain_programs_come_in(serving: Running) -> None:
     """A page of the same origin, a person who types the address, curl without a header."""
     with serving() as (url, _, watch):

@@ -56,10 +56,9 @@ class Party:
         """Whole answers a second, a figure a round."""
         return [len(run["whole_s"]) / run["took_s"] for run in self.runs[kind]]
 
-    def cpu_ms(self, kind: str) -> float:
-        """Processor time of an answer, in milliseconds."""
-        spent_s: list[float] = [run["cpu_s"] for run in self.runs[kind]]
-        return 1000 * statistics.median(spent_s)
+    def cpu_ms(self, kind: str) -> list[float]:
+        """Milliseconds of processor time of an answer, a figure a round."""
+        return [1000 * run["cpu_s"] for run in self.runs[kind]]
 
     def broken(self) -> int:
         """How many answers were not whole."""
@@ -160,8 +159,8 @@ def compare(rounds: int, tell: Callable[[str], None]) -> tuple[Mapping[str, Part
                 first, late = (statistics.median(one.first_ms(kind, share)) for share in (0.5, 0.99))
                 tell(
                     f"  {one.name:<18} {kind:<6} first word {first:7.2f} ms, p99 {late:7.2f}; "
-                    f"{statistics.median(one.rate(kind)):7.1f} answers/s; {one.cpu_ms(kind):6.2f} ms of CPU each; "
-                    f"{one.broken()} broken"
+                    f"{statistics.median(one.rate(kind)):7.1f} answers/s; "
+                    f"{statistics.median(one.cpu_ms(kind)):6.2f} ms of CPU each; {one.broken()} broken"
                 )
         return {one.name: one for one in parties}, _with_open_streams(ours, 100)
 
