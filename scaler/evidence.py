@@ -276,10 +276,11 @@ class Evidence:
             return usage
         if position == self.state:
             return self.at_least[position]
-        for part, need, loaded in zip(
-            self.usage, self.footprints.of(position), self.footprints.of(highest), strict=True
-        ):
-            if part is None and need > loaded:
+        # What the level that is meant to serve may take was granted already, whether or not it is loaded yet.
+        meant = self.footprints.of(self.state) if self.state >= 0 else ()
+        granted = map(max, self.footprints.of(highest), meant) if meant else self.footprints.of(highest)
+        for part, need, most in zip(self.usage, self.footprints.of(position), granted, strict=True):
+            if part is None and need > most:
                 return None
         return self.at_least[position]
 

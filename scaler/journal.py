@@ -41,6 +41,7 @@ from scaler.events import (
     TurnNotRemembered,
     UnloadFailed,
 )
+from scaler.file_lock import locked
 from scaler.private_files import private_folder
 
 log = logging.getLogger(__name__)
@@ -96,9 +97,26 @@ class _Lines(RotatingFileHandler):
         stream.close()
 
     def doRollover(self) -> None:  # noqa: N802  # the standard library's name
+        lock = locked(Path(f"{self.baseFilename}.lock"), wait=True)
+        try:
+            self._follow()
+            if self.stream is not None:
+                self.stream.close()
+                self.stream = None
+                self._rotate()
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def _rotate(self) -> None:
         if self.backupCount == 0:
             # With no file to move it to, the standard library would let this one grow for ever.
             os.truncate(self.baseFilename, 0)
+        try:
+            os.rename(self.baseFilename, self.baseFilename)
+        except PermissionError:
+            # Windows moves no file that another program has open. Until it closes it, this one grows.
+            return
         super().doRollover()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the standard library's name

@@ -13,8 +13,8 @@ from math import inf
 
 from scaler.levels import RAM, gpu_resource
 
-FARTHEST_S = 2.0**40
-"""A monotonic time so far from 0, some 35,000 years, is none: whoever gave it may have counted in nanoseconds."""
+FARTHEST_S = 2.0**32
+"""A monotonic time so far from 0, some 136 years, is none: whoever gave it may have counted in nanoseconds."""
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from scaler.events import DecisionMade, ModelDied, PinChanged, Reconfigured, SwitchDone, SwitchFailed
+from scaler.file_lock import locked
 from scaler.level_settings import LevelSettings
 from scaler.levels import Ladder
 from scaler.private_files import private_folder
@@ -64,7 +65,7 @@ class Remembering:
         """
         try:
             private_folder(self._path.parent)
-            self._lock = _locked(self._path.with_name(f"{self._path.name}.lock"))
+            self._lock = locked(self._path.with_name(f"{self._path.name}.lock"))
             remembered = self._read() if self._lock is not None else None
         except OSError as error:
             log.warning("nothing is remembered over a restart: %s: %s", self._path, error.strerror or error)
@@ -209,24 +210,3 @@ def _write(path: Path, text: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _locked(path: Path) -> int | None:
-    """An open file that is ours until it is closed, or we end; None while it is another's."""
-    file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        os.close(file)
-        return None
-    except BaseException:
-        os.close(file)
-        raise
-    return file

@@ -65,7 +65,8 @@ class LlamaCppModel:
         return self._stream("/v1/completions", request)
 
     def _stream(self, path: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        return self._server.stream(f"{path}{self._query}", streamed(request, **self._besides), EventReader())
+        body = streamed(request, **self._besides)
+        return self._server.stream(f"{path}{self._query}", body, EventReader(body))
 
     async def count_tokens(self, request: Mapping[str, Any]) -> int:
         """Tokens of the prompt as the model's own template and vocabulary have it."""

@@ -310,7 +310,7 @@ class LmStudioModel:
             # LM Studio would load it again for this.
             raise NeverAsked(f"{self._rest.where}: the model does not answer: {GONE}")
         try:
-            async with aclosing(self._server.stream(path, body, EventReader())) as chunks:
+            async with aclosing(self._server.stream(path, body, EventReader(body))) as chunks:
                 async for chunk in chunks:
                     # Where the instance is not loaded, LM Studio has another model answer.
                     if (by := chunk.get("model", self.instance)) != self.instance:

@@ -30,7 +30,9 @@ GONE_S = 1.0
 """How long after a broken connection the end of the model's process is waited for, in order to tell the cause."""
 HEALTH_S = 5.0
 """A server that has not said within this that it is well is not."""
-OF_THE_SERVER = (401, 403, 404, 408, 429)
+WANT_KEY = (401, 403)
+"""How a server asks for an API key, or another one."""
+OF_THE_SERVER = (*WANT_KEY, 404, 408, 429)
 """Refusals that say nothing of the request: the key, the model's name and the path are not its own."""
 REQUEST_AT_FAULT = ("Failed to parse", "Unknown reasoning format", "image input is not", "audio input is not")
 """How llama.cpp begins to say what is wrong with a request where it sends 500 all the same."""
@@ -87,7 +89,7 @@ def told(said: object) -> str:
     """What a server says is wrong, on one line: its words in what was read of its JSON, or the text; empty for none."""
     while (inner := _within(said)) is not None:
         said = inner
-    return in_words(str(said))
+    return in_words(str(said)) if said else ""
 
 
 def _within(said: object) -> object:
@@ -156,15 +158,18 @@ class ModelServer:
         why_gone: Callable[[], Awaitable[str | None]],
         headers: Mapping[str, str] | None = None,
         runs: Callable[[], bool] = lambda: True,
+        passes_on: bool = False,
     ) -> None:
         """``where`` begins every message. ``answers`` and ``calls``: how many of each may be asked for at a time.
 
         ``headers``: what goes with every request, such as a key. ``why_gone`` is asked when a connection broke: why the
         model has ended, None if it goes on. ``runs``: whether it is there, which a server that goes on does not tell.
+        ``passes_on``: whether a server stands before the model that makes an error of its own of the model's end.
         """
         import aiohttp
 
         self._where, self._why_gone, self._runs, self._keyed = where, why_gone, runs, bool(headers)
+        self._passes_on = passes_on
         # One connection a request: llama.cpp closes those it kept, and a request sent meanwhile would be lost.
         if address.startswith("unix://"):
             socket = address.removeprefix("unix://")
@@ -313,16 +318,18 @@ class ModelServer:
         return refusal
 
     async def _or_gone(self, status: int, said: object, what: str) -> RequestRejected | LevelUnavailable:
-        """The refusal, unless the model is gone: a server before it passes on what became of the connection to it."""
+        """The refusal, unless that is how a server before the model tells that it is gone."""
         refusal = self._refused(status, said)
-        if status < 500 or isinstance(refusal, RequestRejected) or (gone := await self._why_gone()) is None:
+        if not self._passes_on or status < 500 or isinstance(refusal, RequestRejected):
+            return refusal
+        if (gone := await self._why_gone()) is None:
             return refusal
         return LevelUnavailable(f"{self._where}: {what}: {gone}")
 
     def _refused(self, status: int, said: object) -> RequestRejected | LevelUnavailable:
         """``said`` is what was read of the server's JSON, else its text."""
         message = told(said) or f"HTTP {status}"
-        if status in (401, 403):
+        if status in WANT_KEY:
             # What the server says may hold the beginning of the key.
             message = "it does not take the API key" if self._keyed else "it wants an API key; set the level's key_env"
         body = said if isinstance(said, dict) and isinstance(said.get("error"), dict) else None

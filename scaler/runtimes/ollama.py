@@ -25,10 +25,10 @@ from scaler.runtimes import ollama_dialect
 from scaler.runtimes.event_stream import LineStream
 from scaler.runtimes.gguf_size import OVERHEAD_BYTES, shape_in
 from scaler.runtimes.listeners import below, gone, gone_within, listener, runs
-from scaler.runtimes.model_server import GONE_S, ModelServer, in_words, sent_elsewhere, why_broken
+from scaler.runtimes.model_server import GONE_S, WANT_KEY, ModelServer, in_words, sent_elsewhere, why_broken
 from scaler.runtimes.ollama_runners import runners
 from scaler.runtimes.openai_chunks import EVENT_LIMIT_BYTES
-from scaler.runtimes.steering import WANT_KEY, at_once, authorization, wants_key
+from scaler.runtimes.steering import at_once, authorization, wants_key
 from scaler.runtimes.token_estimate import estimated_tokens
 
 if TYPE_CHECKING:
@@ -174,37 +174,36 @@ class OllamaRuntime:
         """Have Ollama load it, with the level's context window. Raises LevelUnavailable, MissingExtra."""
         self.require()
         progress(0.0)
-        async with _asking(settings, settings.load_timeout_s) as client:
-            model = await self._load(settings, client)
-        progress(1.0)
-        return model
-
-    async def _load(self, settings: OllamaLevel, client: ollama.AsyncClient) -> OllamaModel:
-        thinks = "thinking" in ((await client.show(settings.model)).capabilities or ())
-        # One that somebody else had loaded has other options, and its process could not be told from others'.
-        if await _holds(client, settings):
-            await client.generate(settings.model, keep_alive=0)
-            await _gone(client, settings)
-        ticket, before = object(), runners()
-        self._loading[ticket] = before
+        asked, ticket = False, object()
         try:
-            await client.generate(settings.model, keep_alive=ollama_dialect.FOREVER, options=_options(settings))
-            if not await _holds(client, settings):
-                now = ", ".join(one.model or "?" for one in (await client.ps()).models) or "nothing"
-                raise LevelUnavailable(
-                    f"{_where(settings)}: asked to load it, Ollama has loaded {now}; look at `ollama ps`"
-                )
-            # In a thread: it looks at every process of the machine.
-            pid = await asyncio.to_thread(self._pid, settings, before)
-            model = OllamaModel(settings, pid, thinks, self)
-            self._loaded.add(model)
-            return model
+            async with _asking(settings, settings.load_timeout_s) as client:
+                thinks = "thinking" in ((await client.show(settings.model)).capabilities or ())
+                # One that somebody else had loaded has other options, and its process could not be told from others'.
+                if await _holds(client, settings):
+                    await client.generate(settings.model, keep_alive=0)
+                    await _gone(client, settings)
+                self._loading[ticket] = before = runners()
+                asked = True
+                await client.generate(settings.model, keep_alive=ollama_dialect.FOREVER, options=_options(settings))
+                if not await _holds(client, settings):
+                    now = ", ".join(one.model or "?" for one in (await client.ps()).models) or "nothing"
+                    raise LevelUnavailable(
+                        f"{_where(settings)}: asked to load it, Ollama has loaded {now}; look at `ollama ps`"
+                    )
+                # In a thread: it looks at every process of the machine.
+                known = frozenset(model.pid for model in self._loaded)
+                pid = await asyncio.to_thread(_new_runner, settings, before | known)
+                model = OllamaModel(settings, pid, thinks, self)
+                self._loaded.add(model)
         except BaseException:
             # Cancelled, or not what was asked for: nothing may stay behind that nobody knows of.
-            await asyncio.shield(_let_go(settings))
+            if asked:
+                await asyncio.shield(_let_go(settings))
             raise
         finally:
-            del self._loading[ticket]
+            self._loading.pop(ticket, None)
+        progress(1.0)
+        return model
 
     def forget(self, model: OllamaModel) -> None:
         """It is not ours any more."""
@@ -213,19 +212,6 @@ class OllamaRuntime:
     def has(self, settings: OllamaLevel, *, besides: OllamaModel) -> bool:
         """Whether Ollama's one copy of the level's model is one of ours, other than the one given."""
         return any(model is not besides and not self.apart(settings, model.settings) for model in self._loaded)
-
-    def _pid(self, settings: OllamaLevel, before: frozenset[int]) -> int:
-        new = runners() - before - {model.pid for model in self._loaded}
-        if len(new) > 1 and (server := listener(settings.url.port or 0, settings.url.host)) is not None:
-            # Another Ollama on this machine may have loaded something, too.
-            new &= below(server)
-        if len(new) != 1:
-            raise LevelUnavailable(
-                f"{_where(settings)}: loaded, but of {len(new)} new processes of Ollama's none is surely its, so "
-                "its memory cannot be told; run Ollama on this machine, outside of containers, and load nothing else "
-                "meanwhile; or this version of Ollama names its processes differently"
-            )
-        return next(iter(new))
 
 
 class OllamaModel:
@@ -244,6 +230,7 @@ class OllamaModel:
             calls=CALLS,
             why_gone=self._why_gone,
             headers=authorization(settings),
+            passes_on=True,
         )
 
     @property
@@ -333,6 +320,21 @@ class _LineReader:
             if said.get("done"):
                 self.ended = True
                 return
+
+
+def _new_runner(settings: OllamaLevel, before: frozenset[int]) -> int:
+    """The process that has come for the level. Raises LevelUnavailable where none is surely its."""
+    new = runners() - before
+    if len(new) > 1 and (server := listener(settings.url.port or 0, settings.url.host)) is not None:
+        # Another Ollama on this machine may have loaded something, too.
+        new &= below(server)
+    if len(new) != 1:
+        raise LevelUnavailable(
+            f"{_where(settings)}: loaded, but of {len(new)} new processes of Ollama's none is surely its, so "
+            "its memory cannot be told; run Ollama on this machine, outside of containers, and load nothing else "
+            "meanwhile; or this version of Ollama names its processes differently"
+        )
+    return next(iter(new))
 
 
 def _where(settings: OllamaLevel) -> str:

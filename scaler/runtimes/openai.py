@@ -139,7 +139,7 @@ class OpenAIModel:
             )
         body = self._body(request)
         try:
-            async for chunk in self._server.stream(path, body, EventReader()):
+            async for chunk in self._server.stream(path, body, EventReader(body)):
                 self._refusals = 0
                 yield chunk
             return

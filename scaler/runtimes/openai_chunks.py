@@ -5,7 +5,7 @@ Owns how they may differ from llama.cpp's. Whoever reads a chunk behind this may
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scaler.runtimes.event_stream import EventStream
@@ -14,6 +14,9 @@ EVENT_LIMIT_BYTES = 16 * 1024**2
 """The longest server-sent event that is read: a tool call with a long argument is one event."""
 COUNTS = ("prompt_tokens", "completion_tokens")
 """What the use of tokens is told with."""
+NO_DELTA: dict[str, Any] = {}
+MOST_CALLS = 1024
+"""No answer calls so many tools; who counts further has none to call."""
 _NONE = type(None)
 _TEXT, _NUMBER, _LIST, _OBJECT = (str, _NONE), (int, _NONE), (list, _NONE), (dict, _NONE)
 
@@ -21,19 +24,20 @@ _TEXT, _NUMBER, _LIST, _OBJECT = (str, _NONE), (int, _NONE), (list, _NONE), (dic
 class EventReader:
     """Reads server-sent events, ``[DONE]`` at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        """``request``: what the answer is to, which may ask for several."""
         import orjson
 
         # Here, because to import it again for every block is a good part of what reading a block costs.
         self._loads = orjson.loads
         self._events = EventStream(EVENT_LIMIT_BYTES)
-        self._open: dict[int, bool] = {}
+        self._asked, self._finished = _answers(request), set[int]()
         self.ended = False
 
     @property
     def whole(self) -> bool:
         """Whether every choice had its finish_reason: some servers then hang up without ``[DONE]``."""
-        return bool(self._open) and not any(self._open.values())
+        return len(self._finished) >= self._asked
 
     def feed(self, block: bytes) -> Iterator[dict[str, Any]]:
         """The chunks in the events."""
@@ -63,10 +67,15 @@ class EventReader:
         for choice in choices:
             if not _is_choice(choice):
                 raise ValueError(f"it sends a choice that is none: {choice!r:.60}")
-            if choice.get("index") is None:
-                choice["index"] = 0
-            self._open[choice["index"]] = not choice.get("finish_reason")
-            if delta := choice.get("delta"):
+            if (index := choice.get("index")) is None:
+                index = choice["index"] = 0
+            if choice.get("finish_reason"):
+                self._finished.add(index)
+            if choice.get("text", "") is None:
+                choice["text"] = ""
+            if (delta := choice.get("delta", NO_DELTA)) is None:
+                choice["delta"] = {}
+            elif delta:
                 if "reasoning" in delta:
                     delta.setdefault("reasoning_content", delta.pop("reasoning"))
                 for call in delta.get("tool_calls") or ():
@@ -78,6 +87,13 @@ class EventReader:
         return chunk
 
 
+def _answers(request: Mapping[str, Any]) -> int:
+    """How many answers a request asks for: of each prompt so many; a prompt may be a list of tokens as well."""
+    number, prompts = request.get("n"), request.get("prompt")
+    several = len(prompts) if isinstance(prompts, list) and not all(isinstance(one, int) for one in prompts) else 1
+    return several * (number if isinstance(number, int) else 1)
+
+
 def _is_choice(choice: Any) -> bool:
     """Whether it is a choice of a chunk. In one expression, for it is asked of every token."""
     return (
@@ -85,7 +101,8 @@ def _is_choice(choice: Any) -> bool:
         and isinstance(choice.get("index"), _NUMBER)
         and isinstance(choice.get("text"), _TEXT)
         and isinstance(choice.get("finish_reason"), _TEXT)
-        and isinstance(choice.get("logprobs"), _OBJECT)
+        and isinstance(logprobs := choice.get("logprobs"), _OBJECT)
+        and (not logprobs or isinstance(logprobs.get("content"), _LIST))
         and isinstance(delta := choice.get("delta"), _OBJECT)
         and (
             not delta
@@ -102,7 +119,11 @@ def _is_choice(choice: Any) -> bool:
 
 def _is_call(call: Any) -> bool:
     return (
-        isinstance(call, dict) and isinstance(call.get("index"), _NUMBER) and isinstance(call.get("function"), _OBJECT)
+        isinstance(call, dict)
+        and isinstance(index := call.get("index"), _NUMBER)
+        and 0 <= (index or 0) < MOST_CALLS
+        and isinstance(function := call.get("function"), _OBJECT)
+        and (not function or all(isinstance(function.get(part), _TEXT) for part in ("name", "arguments")))
     )
 
 

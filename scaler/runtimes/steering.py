@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from scaler import extras
 from scaler.errors import LevelUnavailable
 from scaler.level_settings import ServedLevel
-from scaler.runtimes.model_server import sent_elsewhere, told, why_broken, why_unconnected
+from scaler.runtimes.model_server import WANT_KEY, sent_elsewhere, told, why_broken, why_unconnected
 
 if TYPE_CHECKING:
     import aiohttp
@@ -32,9 +32,6 @@ ANSWER_LIMIT_BYTES = 16 * 1024**2
 """The longest answer that is read: a list of some thousand models."""
 LACKS_HERE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """Why no connection can be begun at all: it says nothing of the server."""
-
-WANT_KEY = (401, 403)
-"""How a server asks for an API key, or another one."""
 
 ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 NOTHING: TypeAdapter[None] = TypeAdapter(None)

@@ -179,7 +179,7 @@ class VllmModel:
 
     async def _stream(self, path: str, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         asked, ended = streamed(request, model=self._settings.model), False
-        async for chunk in self._server.stream(path, asked, EventReader()):
+        async for chunk in self._server.stream(path, asked, EventReader(asked)):
             reasons = [choice.get("finish_reason") for choice in chunk.get("choices", ())]
             # A server that is put to sleep ends its answers so, or without any reason.
             if "abort" in reasons or (not reasons and not ended):

@@ -126,25 +126,27 @@ class ProcfsTree:
         return children
 
 
-def threads_of(pids: Collection[int], *, proc: Path | None = PROC) -> dict[int, int]:
+def threads_of(pids: Collection[int]) -> dict[int, int]:
     """Which of these processes each of their threads belongs to, the first thread of each included; raises OSError.
 
     Linux numbers threads and processes in one row, and a process as its first thread. Elsewhere there are no others.
     """
     found = {pid: pid for pid in pids}
-    for pid in pids if proc is not None else ():
+    for pid in pids if PROC is not None else ():
         try:
-            found |= dict.fromkeys(map(int, os.listdir(f"{proc}/{pid}/task")), pid)
+            found |= dict.fromkeys(map(int, os.listdir(f"{PROC}/{pid}/task")), pid)
         except (FileNotFoundError, ProcessLookupError):
             # It ended meanwhile.
             continue
     return found
 
 
-def process_of(thread: int, *, proc: Path | None = PROC) -> int:
+def process_of(thread: int) -> int:
     """The process that a thread belongs to, by their numbers; the thread's own where that is not told."""
+    if PROC is None:
+        return thread
     try:
-        told = re.search(rb"^Tgid:\s+(\d+)", read_file(f"{proc}/{thread}/status"), re.MULTILINE)
+        told = re.search(rb"^Tgid:\s+(\d+)", read_file(f"{PROC}/{thread}/status"), re.MULTILINE)
     except OSError:
         # It ended, is hidden from us, or this is not Linux.
         return thread

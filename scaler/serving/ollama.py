@@ -84,8 +84,11 @@ class Ollama:
         try:
             body = json_object(await request.read())
             name = self._name(body.get("model", MODEL))
-            level, asked = self._answers.level(name), translate(body)
-            if asked.pictured and VISION not in self._sure(name, await self._described())[0]:
+            asked = translate(body)
+            models = await self._described() if asked.pictured else {}
+            # Behind that, since a reload may take a level away meanwhile.
+            level = self._answers.level(name)
+            if asked.pictured and VISION not in self._sure(name, models)[0]:
                 raise RequestRejected(f"{name!r} does not support vision; send the text without 'images'")
         except RequestRejected as error:
             return refuse(error, error_of(error))
@@ -105,14 +108,15 @@ class Ollama:
 
     async def tags(self, _: web.Request) -> web.Response:
         """``auto``, and the levels."""
-        names, models = self._answers.names, await self._described()
-        listing = [listed(name, self._of(name, models), *self._sure(name, models)) for name in names]
+        models = await self._described()
+        listing = [listed(name, self._of(name, models), *self._sure(name, models)) for name in (MODEL, *models)]
         return web.json_response({"models": listing})
 
     async def loaded(self, _: web.Request) -> web.Response:
         """The level that serves, and those that stand by."""
         models = await self._described()
-        now = [loaded(name, models[name], *self._manager.takes(name)) for name in self._manager.loaded]
+        held = [name for name in self._manager.loaded if name in models]
+        now = [loaded(name, models[name], *self._manager.takes(name)) for name in held]
         return web.json_response({"models": now})
 
     async def show(self, request: web.Request) -> web.Response:
@@ -122,11 +126,11 @@ class Ollama:
             asked = body.get("model") or body.get("name")
             if not asked:
                 raise RequestRejected("model is required")
-            name = self._name(asked)
+            name, models = self._name(asked), await self._described()
+            # Behind that, since a reload may take a level away meanwhile.
             self._answers.level(name)
         except RequestRejected as error:
             return refuse(error, error_of(error))
-        models = await self._described()
         return web.json_response(shown(self._of(name, models), *self._sure(name, models)))
 
     def _name(self, asked: object) -> str:

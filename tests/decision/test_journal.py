@@ -57,7 +57,8 @@ def test_only_the_owner_may_read_it_before_and_after_a_rotation(tmp_path: Path) 
     finally:
         os.umask(before)
     modes = {stat.S_IMODE(path.stat().st_mode) for path in journal.path.parent.iterdir()}
-    assert (modes, len(list(journal.path.parent.iterdir()))) == ({0o600}, 3)
+    # The fourth is the lock.
+    assert (modes, len(list(journal.path.parent.iterdir()))) == ({0o600}, 4)
     assert stat.S_IMODE(journal.path.parent.stat().st_mode) == 0o700
 
 
@@ -76,7 +77,7 @@ def test_rotation_keeps_the_newest_records_in_order_and_within_bounds(
     kept = list(read(path, files=files))
     assert kept == records[len(records) - len(kept) :]
     assert len(kept) >= min(1, len(records))
-    on_disk = list(path.parent.iterdir())
+    on_disk = [part for part in path.parent.iterdir() if part.suffix != ".lock"]
     assert len(on_disk) <= files
     longest = max((len(json.dumps(record)) for record in records), default=0) + 1
     assert all(part.stat().st_size <= max(max_bytes, longest) for part in on_disk)
@@ -218,6 +219,32 @@ def test_programs_that_share_it_keep_what_each_wrote_last_in_order(tmp_path: Pat
     ]
     for journal in (seldom, often):
         journal.close()
+
+
+def test_a_file_that_cannot_be_moved_goes_on_and_no_older_one_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows while another program has it open."""
+    journal = Journal(tmp_path / "journal.jsonl", max_bytes=400, files=3)
+    for number in range(60):
+        journal.write({"number": number})
+    kept = list(read(journal.path, files=3))
+    rename = os.rename
+
+    def refuse(source: str, dest: str) -> None:
+        if source == str(journal.path):
+            raise PermissionError(13, "used by another process")
+        rename(source, dest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refuse)
+        for number in range(60, 120):
+            journal.write({"number": number})
+    assert list(read(journal.path, files=3)) == [*kept, *({"number": number} for number in range(60, 120))]
+    journal.write({"number": 120})
+    assert [record["number"] for record in read(journal.path, files=3)][-61:] == list(range(60, 121))
+    assert journal.path.stat().st_size < 400
+    journal.close()
 
 
 def test_a_journal_that_somebody_deleted_is_begun_anew(tmp_path: Path) -> None:

@@ -94,3 +94,20 @@ def test_a_level_on_its_way_is_left_for_want_of_ram_though_its_gpu_cannot_be_rea
     assert drive.state == "both"
     drive.read_gpu(20, None, 1)
     assert drive.moves == [("degrade", "cloud", "both"), ("observe", "both", OFF)]
+
+
+def test_a_level_on_its_way_gives_way_to_a_smaller_one_that_takes_no_more_of_the_unread_gpu() -> None:
+    """What was granted to the one is enough for the other: to go off would be to lose everything for one reading."""
+    ladder = Ladder(
+        [
+            Level("tiny", {RAM: 1 * GIB, "gpu0": 1 * GIB}, 0.3, 1.0),
+            Level("both", {RAM: 8 * GIB, "gpu0": 2 * GIB}, 0.5, 60.0),
+            Level("cloud", {}, 0.8, 3.0),
+        ]
+    )
+    drive = Driver(ladder, initial="cloud", answer=lambda switch: switch.dest == "tiny")
+    drive.read_gpu(10, 1, 10)
+    assert drive.machine.degrade(drive.now_s)
+    drive.read_gpu(10, None, 5)
+    drive.read_gpu(16, None, 1)
+    assert drive.moves == [("degrade", "cloud", "both"), ("observe", "both", "tiny")]

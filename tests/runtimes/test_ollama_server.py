@@ -109,6 +109,8 @@ def test_ollama_answers_as_it_was_recorded_to_answer(name: str, tmp_path: Path, 
 
 def test_a_killed_model_is_told_of_as_ollama_was_recorded_to(server: OllamaServer, client: ollama.Client) -> None:
     """To who waits for an answer, to who reads one, and to who has it loaded; the list has it until it is asked for."""
+    # Whatever it is asked, it talks until it is killed.
+    server.models["small:latest"] = Model(SIZE, COUNTED)
     streamed, listed, anew, prompted, whole, loaded, unloaded, _ = recorded("dying")
     server.token_s = 0.01
     for exchange in (streamed, prompted):

@@ -283,7 +283,7 @@ def test_other_servers_words_are_read_as_llama_cpps() -> None:
         {"choices": None, "usage": {"completion_tokens": 1}},
     ]
     block = b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
-    thought, used = EventReader().feed(block)
+    thought, used = EventReader({}).feed(block)
     assert thought["choices"] == [{"index": 0, "delta": {"reasoning_content": "Hm"}}]
     assert used["choices"] == []
 
@@ -315,6 +315,7 @@ DONE = b"data: [DONE]\n\n"
             DONE,
         ],
         [WORD, LAST, event([], usage={"prompt_tokens": None}), event(None, usage="many"), DONE],
+        [WORD, LAST, event([{"delta": None, "text": None, "finish_reason": None}])],
     ],
 )
 def test_an_answer_is_whole_however_the_server_writes_it(server: OpenAIServer, pieces: list[bytes]) -> None:
@@ -327,6 +328,19 @@ def test_an_answer_is_whole_however_the_server_writes_it(server: OpenAIServer, p
         model = await load(level(server))
         for _ in range(4):
             assert said([chunk async for chunk in model.chat(ASKED)]) == "h\u00e9 \U0001f600"
+        await model.unload()
+
+    asyncio.run(body())
+
+
+def test_of_several_answers_one_that_is_missing_is_told(server: OpenAIServer) -> None:
+    """A server may make them one after the other, and break off between two."""
+    server.pieces = [WORD, LAST]
+
+    async def body() -> None:
+        model = await load(level(server))
+        with pytest.raises(LevelUnavailable, match="in the middle of the answer: the stream ended early"):
+            [chunk async for chunk in model.chat({**ASKED, "n": 2})]
         await model.unload()
 
     asyncio.run(body())
@@ -356,6 +370,17 @@ def test_an_answer_is_whole_however_the_server_writes_it(server: OpenAIServer, p
             [event([{"delta": {"tool_calls": [{"function": 1}]}}])],
             "text/event-stream",
             "it sends a choice that is none: .*1",
+        ),
+        (
+            [event([{"delta": {"tool_calls": [{"function": {"arguments": {}}}]}}])],
+            "text/event-stream",
+            "it sends a choice that is none: .*{}",
+        ),
+        ([event([{"delta": {"tool_calls": [{"index": -1}]}}])], "text/event-stream", "it sends a choice that is none"),
+        (
+            [event([{"delta": {}, "logprobs": {"content": 5}}])],
+            "text/event-stream",
+            "it sends a choice that is none: .*5",
         ),
         (
             [WORD, b'data: {"error": "out of memory"}\n\n'],
