@@ -146,12 +146,15 @@ class Evidence:
         self.exhausted_since, self._missed = before.exhausted_since, before._missed
         self.wanted, self.changed_at_s, self.begun_at_s = before.wanted, before.changed_at_s, before.begun_at_s
         self.now_s, self.reading = before.now_s, before.reading
+        self._limit(self.now_s)
+        for here, there in kept.items() if alike else ():
+            # What went wrong at the last reading lowers them from the next one on, reload or no reload.
+            self.limits[here] = before.limits[there]
 
     def look_again(self) -> None:
         """Project the last reading anew, if there is one, after what serves was set."""
         if self.reading is not None:
             self.usage = self._parts([self.reading.usage(resource) for resource in self.resources])
-            self._limit(self.now_s)
             self._project(self.now_s, self.usage)
 
     def _takes(self, position: int) -> dict[str, int]:

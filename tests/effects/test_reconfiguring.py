@@ -262,7 +262,7 @@ def test_a_journal_of_another_size_rotates_by_it(tmp_path: Path) -> None:
         journal.write({"number": number})
     journal.close()
     kept = sorted(path.name for path in tmp_path.iterdir())
-    assert kept == ["journal.jsonl", "journal.jsonl.1", "journal.jsonl.2"]
+    assert kept == ["journal.jsonl", "journal.jsonl.1", "journal.jsonl.2", "journal.jsonl.lock"]
     assert [record["number"] for record in read(journal.path)][-1] == 11
 
 

@@ -47,8 +47,9 @@ def server() -> Iterator[OllamaServer]:
         yield running
 
 
-def level(server: OllamaServer, name: str = "small", **changes: Any) -> OllamaLevel:
-    settings: dict[str, Any] = {"name": name, "runtime": "ollama", "model": name, "url": HttpUrl(server.url)}
+def level(server: OllamaServer | str, name: str = "small", **changes: Any) -> OllamaLevel:
+    url = HttpUrl(server if isinstance(server, str) else server.url)
+    settings: dict[str, Any] = {"name": name, "runtime": "ollama", "model": name, "url": url}
     return OllamaLevel(**{**settings, **changes})
 
 

@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ollama
 import psutil
 import pytest
-from pydantic import HttpUrl
 
 from scaler.errors import LevelUnavailable, RequestRejected
-from scaler.level_settings import OllamaLevel
-from scaler.runtimes.ollama import OllamaModel, OllamaRuntime
+from scaler.runtimes.ollama import OllamaRuntime
 from tests.ollama_binary import needs_ollama, ollama_serves
 from tests.runtimes.answers import said
+from tests.runtimes.test_ollama import ASKED, level, loaded
 
 pytestmark = needs_ollama
-ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "Who are you?"}]}
 COUNT: dict[str, Any] = {"messages": [{"role": "user", "content": "Count to a thousand."}], "temperature": 0}
 SENTENCE = " The small model speaks : I am made of random weights ."
 WINDOWS = (2048, 8192)
@@ -51,21 +48,6 @@ def client(server: tuple[str, ollama.Client]) -> Iterator[ollama.Client]:
 def url(server: tuple[str, ollama.Client]) -> str:
     """Where it listens."""
     return server[0]
-
-
-def level(url: str, name: str = "small", **changes: Any) -> OllamaLevel:
-    settings: dict[str, Any] = {"name": name, "runtime": "ollama", "model": name, "url": HttpUrl(url)}
-    return OllamaLevel(**{**settings, **changes})
-
-
-@asynccontextmanager
-async def loaded(settings: OllamaLevel) -> AsyncIterator[tuple[OllamaRuntime, OllamaModel]]:
-    runtime = OllamaRuntime()
-    model = await runtime.load(settings, lambda _: None)
-    try:
-        yield runtime, model
-    finally:
-        await model.unload()
 
 
 def test_a_level_is_loaded_answers_and_is_unloaded(url: str, client: ollama.Client) -> None:
