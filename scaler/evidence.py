@@ -277,13 +277,10 @@ class Evidence:
         usage, highest = self.projected[position], self.highest
         if usage is not None or position > highest:
             return usage
-        if position == self.state:
-            return self.at_least[position]
         # What the level that is meant to serve may take was granted already, whether or not it is loaded yet.
-        meant = self.footprints.of(self.state) if self.state >= 0 else ()
-        granted = map(max, self.footprints.of(highest), meant) if meant else self.footprints.of(highest)
-        for part, need, most in zip(self.usage, self.footprints.of(position), granted, strict=True):
-            if part is None and need > most:
+        granted = [self.footprints.of(one) for one in {highest, self.state} if one >= 0]
+        for index, need in enumerate(self.footprints.of(position)):
+            if self.usage[index] is None and all(need > most[index] for most in granted):
                 return None
         return self.at_least[position]
 

@@ -62,8 +62,13 @@ class Place:
 
     def authorization(self) -> dict[str, str]:
         """The header with the API key, if there is one that can be sent; it is looked up when it is asked for."""
-        key = "" if self.key_env is None else os.environ.get(self.key_env, "").strip()
+        key = _key(self.key_env)
         return {"Authorization": f"Bearer {key}"} if key and is_key(key) else {}
+
+
+def _key(key_env: str | None) -> str | None:
+    """The API key, as the environment has it now; empty where it has none."""
+    return None if key_env is None else os.environ.get(key_env, "").strip()
 
 
 def named(url: str, key_env: str | None = None) -> Place:
@@ -81,7 +86,7 @@ def named(url: str, key_env: str | None = None) -> Place:
         usable = False
     if not usable or not full.isprintable() or parts.query or parts.fragment:
         raise ConfigError(f"--url: {url!r} is no address of a server; expected one such as http://127.0.0.1:8080")
-    key = None if key_env is None else os.environ.get(key_env, "").strip()
+    key = _key(key_env)
     if key == "":
         raise ConfigError(f"--key-env: the environment variable {key_env} is not set; set it to the API key")
     if key is not None and not is_key(key):

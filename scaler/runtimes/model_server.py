@@ -85,6 +85,16 @@ def why_unconnected(error: aiohttp.ClientConnectorError) -> str:
     return os.strerror(cause.errno)
 
 
+def said_in(content: bytes) -> object:
+    """What was said: as JSON where it is, else the text."""
+    import orjson
+
+    try:
+        return orjson.loads(content)
+    except ValueError:
+        return content.decode(errors="replace")
+
+
 def told(said: object) -> str:
     """What a server says is wrong, on one line: its words in what was read of its JSON, or the text; empty for none."""
     while (inner := _within(said)) is not None:
@@ -294,8 +304,6 @@ class ModelServer:
         await self._session.close()
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> RequestRejected | LevelUnavailable:
-        import orjson
-
         if response.status < 400:
             if (location := response.headers.get("Location")) is not None:
                 return await self._broken(SILENT, sent_elsewhere(location))
@@ -305,12 +313,9 @@ class ModelServer:
             content += block
             if len(content) > REFUSAL_LIMIT_BYTES:
                 break
-        try:
-            said = orjson.loads(content)
-        except ValueError:
-            said = content.decode(errors="replace")
-            if said.startswith(PASSED_ON):
-                return await self._broken(SILENT, said)
+        said = said_in(content)
+        if isinstance(said, str) and said.startswith(PASSED_ON):
+            return await self._broken(SILENT, said)
         refusal = await self._or_gone(response.status, said, SILENT)
         if isinstance(refusal, RequestRejected) and NOT_LOADED.fullmatch(str(refusal)):
             gone = await self._why_gone() or str(refusal)

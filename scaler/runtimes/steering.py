@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from scaler import extras
 from scaler.errors import LevelUnavailable
 from scaler.level_settings import ServedLevel
-from scaler.runtimes.model_server import WANT_KEY, sent_elsewhere, told, why_broken, why_unconnected
+from scaler.runtimes.model_server import WANT_KEY, said_in, sent_elsewhere, told, why_broken, why_unconnected
 
 if TYPE_CHECKING:
     import aiohttp
@@ -33,7 +33,6 @@ ANSWER_LIMIT_BYTES = 16 * 1024**2
 LACKS_HERE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """Why no connection can be begun at all: it says nothing of the server."""
 
-ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 NOTHING: TypeAdapter[None] = TypeAdapter(None)
 """For answers that say no more than that it was done."""
 
@@ -139,7 +138,7 @@ class Steering:
         elif status < 400:
             why = sent_elsewhere(response.headers.get("Location"))
         else:
-            why = told(_read(content)) or "nothing more"
+            why = told(said_in(content)) or "nothing more"
         return Refused(f"{self.where}: {path} was answered {status}: {why}", status)
 
     def _foreign(self, path: str, detail: str) -> LevelUnavailable:
@@ -147,14 +146,6 @@ class Steering:
             f"{self.where}: what answers there does not speak the API of {self.what} ({path}: {detail}); correct the "
             "level's url, or bring the server up to date"
         )
-
-
-def _read(content: bytes) -> object:
-    """What was said: as JSON where it is, else the text."""
-    try:
-        return ANYTHING.validate_json(content)
-    except ValidationError:
-        return content.decode(errors="replace")
 
 
 def wants_key(settings: ServedLevel) -> str:

@@ -63,6 +63,21 @@ async def loaded(settings: OllamaLevel) -> AsyncIterator[tuple[OllamaRuntime, Ol
         await model.unload()
 
 
+async def kill_while_it_answers(settings: OllamaLevel) -> None:
+    """The level's model; the answer, who watches it and its health all tell of that."""
+    async with loaded(settings) as (_, model):
+        watching = asyncio.create_task(model.died())
+        answer = model.chat({"messages": [{"role": "user", "content": "Count."}]})
+        await anext(answer)
+        os.kill(model.pid, signal.SIGKILL)
+        with pytest.raises(
+            LevelUnavailable, match="in the middle of the answer: Ollama unloaded it or its process ended"
+        ):
+            [chunk async for chunk in answer]
+        assert "its process ended" in await watching
+        assert not await model.health()
+
+
 @pytest.mark.parametrize("program", ["/usr/local/lib/ollama/llama-server", "ollama"])
 def test_a_level_is_loaded_answers_and_is_unloaded(server: OllamaServer, program: str) -> None:
     """With the level's window, for as long as scaler says; its memory counts as own, and is back afterwards."""
@@ -332,21 +347,7 @@ def test_a_load_that_takes_too_long_is_given_up(server: OllamaServer) -> None:
 def test_a_model_that_is_killed_is_noticed_and_its_answer_breaks_off(server: OllamaServer) -> None:
     """With what can be told of it; so that the next level goes on."""
     server.token_s = 0.05
-
-    async def body() -> None:
-        async with loaded(level(server)) as (_, model):
-            watching = asyncio.create_task(model.died())
-            answer = model.chat({"messages": [{"role": "user", "content": "Count."}]})
-            await anext(answer)
-            os.kill(model.pid, signal.SIGKILL)
-            with pytest.raises(
-                LevelUnavailable, match="in the middle of the answer: Ollama unloaded it or its process ended"
-            ):
-                [chunk async for chunk in answer]
-            assert "its process ended" in await watching
-            assert not await model.health()
-
-    asyncio.run(body())
+    asyncio.run(kill_while_it_answers(level(server)))
 
 
 def test_what_ollama_cannot_do_is_the_requests_fault(server: OllamaServer) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from scaler.errors import LevelUnavailable, RequestRejected
 from scaler.runtimes.ollama import OllamaRuntime
 from tests.ollama_binary import needs_ollama, ollama_serves
 from tests.runtimes.answers import said
-from tests.runtimes.test_ollama import ASKED, level, loaded
+from tests.runtimes.test_ollama import ASKED, kill_while_it_answers, level, loaded
 
 pytestmark = needs_ollama
 COUNT: dict[str, Any] = {"messages": [{"role": "user", "content": "Count to a thousand."}], "temperature": 0}
@@ -127,20 +125,7 @@ def test_what_somebody_else_loaded_is_loaded_anew_and_what_they_unload_is_notice
 
 def test_a_model_that_is_killed_is_noticed_and_its_answer_breaks_off(url: str, client: ollama.Client) -> None:
     """With what can be told of it; so that the next level goes on."""
-
-    async def body() -> None:
-        async with loaded(level(url)) as (_, model):
-            watching = asyncio.create_task(model.died())
-            answer = model.chat(COUNT)
-            await anext(answer)
-            os.kill(model.pid, signal.SIGKILL)
-            with pytest.raises(
-                LevelUnavailable, match="in the middle of the answer: Ollama unloaded it or its process"
-            ):
-                [chunk async for chunk in answer]
-            assert "its process ended" in await watching
-
-    asyncio.run(body())
+    asyncio.run(kill_while_it_answers(level(url)))
 
 
 def test_a_prompt_that_is_too_long_is_refused_and_not_cut(url: str, client: ollama.Client) -> None:
