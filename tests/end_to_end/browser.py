@@ -24,8 +24,10 @@ FLAGS = (
 
 
 @contextmanager
-def chromium(profile: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[BrowserContext]:
-    """One with a fresh profile in an empty folder."""
+def chromium(
+    profile: Path, *, width: int = 1280, height: int = 900, dark: bool = False, zone: str | None = None
+) -> Iterator[BrowserContext]:
+    """One with a fresh profile in an empty folder, in the machine's time zone if none is named."""
     assert CHROMIUM is not None
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
@@ -36,6 +38,7 @@ def chromium(profile: Path, *, width: int = 1280, height: int = 900, dark: bool 
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
             reduced_motion="reduce",
+            timezone_id=zone,
         )
         try:
             yield context
