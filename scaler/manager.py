@@ -253,10 +253,13 @@ class ModelManager:
         """Have ``taker`` told of each step of a switch when it has ended, on the effects' loop; returns the way out."""
         return self._switcher.on_step(taker)
 
-    def describe(self, level: str) -> Description:
-        """What is known of the model of ``level``. Reads its file. Raises KeyError for one that there is not."""
-        runtime, settings = self._levels[level]
-        return runtime.describe(settings)
+    async def descriptions(self) -> dict[str, Description]:
+        """What is known of the model of every level that there is when it is asked, smallest first."""
+        levels = self._levels
+        # In a thread: their files are read the first time, and servers are asked.
+        return await asyncio.to_thread(
+            lambda: {name: runtime.describe(settings) for name, (runtime, settings) in levels.items()}
+        )
 
     def takes(self, level: str) -> tuple[int, int]:
         """The bytes of RAM and of GPU memory that ``level`` alone takes, as declared or estimated."""

@@ -79,7 +79,7 @@ async def asked(config: Path) -> str:
         loaded: tuple[str, ...] = manager.loaded
         former: str | None = manager.former
         takes: tuple[int, int] = manager.takes("small")
-        advice, changed, described = await manager.advise(), await manager.reload(), manager.describe("small")
+        advice, changed, described = await manager.advise(), await manager.reload(), await manager.descriptions()
         print(vectors, counts, loaded, former, takes, advice.reason, changed.restart, described)
         leave()
         decided(manager.scaler)

@@ -42,6 +42,14 @@ class Locked(Unanswered):
     """It wants an API key, or another one."""
 
 
+class Forbidden(Locked):
+    """It says no more than that it will not, as some do of paths that they do not have."""
+
+
+class Elsewhere(Unanswered):
+    """It sends whoever asks on to another address, as some do from paths that they do not have."""
+
+
 @dataclass(frozen=True)
 class Asking:
     """Asks one place, in one session."""
@@ -80,9 +88,10 @@ class Asking:
         # Unasked for, 403 means nothing of the kind: it is how a Mac's AirPlay answers at port 5000.
         if status == HTTPStatus.UNAUTHORIZED or (status == HTTPStatus.FORBIDDEN and self.place.named):
             wrong = self.place.key_env and f"the key in {self.place.key_env} is not the right one"
-            raise Locked(wrong or "wants an API key: name it with --url and --key-env")
+            kind = Locked if status == HTTPStatus.UNAUTHORIZED else Forbidden
+            raise kind(wrong or "wants an API key: name it with --url and --key-env")
         if status // 100 == 3 and location is not None and self.place.named:
-            raise Unanswered(f"sends whoever asks on to {printable(location, 200)}; name that address")
+            raise Elsewhere(f"sends whoever asks on to {printable(location, 200)}; name that address")
         if status != HTTPStatus.OK:
             return None
         try:

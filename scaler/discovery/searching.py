@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scaler.discovery import gguf_files, llama_server, lmstudio, ollama, openai, vllm
-from scaler.discovery.asking import Absent, Asking, Locked, Unanswered
+from scaler.discovery.asking import Absent, Asking, Elsewhere, Forbidden, Locked, Unanswered
 from scaler.discovery.found import Source
 from scaler.discovery.gguf_files import Folder
 from scaler.discovery.places import Place
@@ -65,6 +65,13 @@ async def _told(asking: Asking) -> Source | None:
     if models and all(model.owned_by == "scaler" for model in models):
         return Source(SCALER, asking.place.url, note=LEFT_ALONE)
     for look in KINDS:
-        if (source := await look(asking, models)) is not None:
+        try:
+            source = await look(asking, models)
+        except (Forbidden, Elsewhere):
+            if models is None:
+                raise
+            # It has shown its models: this is how it answers at a path that another kind has.
+            continue
+        if source is not None:
             return source
     return None

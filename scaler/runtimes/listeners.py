@@ -65,6 +65,13 @@ def below(pid: int) -> frozenset[int]:
     return frozenset()
 
 
+def parent(pid: int) -> int | None:
+    """The process that started another; None where that cannot be told: it is another container's (0), say."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return int(psutil.Process(pid).ppid()) or None
+    return None
+
+
 def _topmost(process: psutil.Process, port: int, host: str | None) -> int:
     with contextlib.suppress(psutil.Error):
         while (parent := process.parent()) is not None and any(_meant(one, port, host) for one in _of(parent)):

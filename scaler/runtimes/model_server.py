@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from scaler.errors import LevelUnavailable, NeverAsked, RequestRejected
@@ -130,6 +130,8 @@ def why_broken(error: Exception) -> str:
         return in_words(f"{place}: {first['msg']}" if place else first["msg"])
     if isinstance(error, json.JSONDecodeError):
         return in_words(f"it sends what is no JSON ({error})")
+    if isinstance(error, aiohttp.ClientPayloadError) and str(error).startswith("Response payload is not completed"):
+        return "the connection was broken off"
     # Its own words have the address again, and a number that no server has sent.
     text = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
     return in_words(text) or type(error).__name__
@@ -218,27 +220,19 @@ class ModelServer:
             try:
                 # Here and not with the session: what goes with a request is another for each.
                 headers = {**JSON, **passed_on()}
-                async with self._session.post(
-                    f"{self._base}{path}", data=body, headers=headers, allow_redirects=False
-                ) as response:
-                    if response.status != 200:
-                        raise await self._refusal(response)
+                async with self._asked(path, data=body, headers=headers) as response:
                     kind = response.content_type
-                    self._answers.add(response)
-                    try:
-                        # Whatever has come, not a line at a time: a model that is quick sends several events at once.
-                        async for block in response.content.iter_any():
-                            self.heard += 1
-                            for chunk in reader.feed(block):
-                                if chunk.get("error") is not None:
-                                    status = _status_of(chunk["error"])
-                                    raise await self._or_gone(status, chunk, ENDED if began else SILENT)
-                                began = True
-                                yield chunk
-                            if reader.ended:
-                                return
-                    finally:
-                        self._answers.discard(response)
+                    # Whatever has come, not a line at a time: a model that is quick sends several events at once.
+                    async for block in response.content.iter_any():
+                        self.heard += 1
+                        for chunk in reader.feed(block):
+                            if chunk.get("error") is not None:
+                                status = _status_of(chunk["error"])
+                                raise await self._or_gone(status, chunk, ENDED if began else SILENT)
+                            began = True
+                            yield chunk
+                        if reader.ended:
+                            return
             except (aiohttp.ClientError, ConnectionError, ValueError) as error:
                 if reader.whole:
                     return
@@ -256,13 +250,23 @@ class ModelServer:
         async with self._calls:
             await self._check_open()
             try:
-                async with self._session.post(f"{self._base}{path}", json=body, allow_redirects=False) as response:
-                    if response.status != 200:
-                        raise await self._refusal(response)
+                async with self._asked(path, json=body) as response:
                     return schema.validate_json(await response.read())
             # A ValidationError is a ValueError.
             except (aiohttp.ClientError, ConnectionError, ValueError) as error:
                 raise await self._broken(SILENT, error) from error
+
+    @contextlib.asynccontextmanager
+    async def _asked(self, path: str, **what: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer to a POST, until `close` breaks it off. Raises LevelUnavailable, RequestRejected for a refusal."""
+        async with self._session.post(f"{self._base}{path}", **what, allow_redirects=False) as response:
+            self._answers.add(response)
+            try:
+                if response.status != 200:
+                    raise await self._refusal(response)
+                yield response
+            finally:
+                self._answers.discard(response)
 
     async def well(self, path: str) -> bool:
         """Whether the server answers ``path`` with 200 within 5 s."""

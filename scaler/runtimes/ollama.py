@@ -24,7 +24,7 @@ from scaler.levels import RAM, Saving, gpu_resource
 from scaler.runtimes import ollama_dialect
 from scaler.runtimes.event_stream import LineStream
 from scaler.runtimes.gguf_size import OVERHEAD_BYTES, shape_in
-from scaler.runtimes.listeners import below, gone, gone_within, listener, runs
+from scaler.runtimes.listeners import below, gone, gone_within, listener, parent, runs
 from scaler.runtimes.model_server import GONE_S, WANT_KEY, ModelServer, in_words, sent_elsewhere, why_broken
 from scaler.runtimes.ollama_runners import runners
 from scaler.runtimes.openai_chunks import EVENT_LIMIT_BYTES
@@ -42,10 +42,13 @@ LOOK_EVERY_S = 0.2
 """How often Ollama is asked whether a model is gone."""
 UNLOAD_S = 30.0
 """Within this a model that was told to go is gone, or it will not go."""
+ABORT_S = 5.0
+"""Within this the process of a load that was given up has ended; what has not is somebody else's."""
 FOR_EVER_YEAR = 2200
 """A model that is held for ever is so until some 292 years from now, the longest time that Go knows."""
 OF_THE_MODEL = "model "
 """How Ollama begins to say that it has not got a model; whatever else is not found is no path of Ollama's."""
+GONE = "Ollama unloaded it or its process ended"
 CALLS = 4
 """How many questions beside answers are asked at a time."""
 
@@ -156,16 +159,15 @@ class OllamaRuntime:
 
         Raises LevelUnavailable when it stays, or Ollama does not say; one that is off holds nothing.
         """
-        async with _asking(settings, ASK_S + UNLOAD_S) as client:
+        async with _asking(settings, ASK_S) as client:
             try:
                 models = (await client.ps()).models
             except ConnectionError:
                 return
-            for one in models:
-                for_ever = one.expires_at is not None and one.expires_at.year > FOR_EVER_YEAR
-                if listed(one.model or "") == settings.listed and for_ever:
-                    await client.generate(settings.model, keep_alive=0)
-                    await _gone(client, settings)
+        for one in models:
+            for_ever = one.expires_at is not None and one.expires_at.year > FOR_EVER_YEAR
+            if listed(one.model or "") == settings.listed and for_ever:
+                await _send_away(settings)
 
     async def close(self) -> None:
         """Nothing goes on in the background."""
@@ -174,7 +176,7 @@ class OllamaRuntime:
         """Have Ollama load it, with the level's context window. Raises LevelUnavailable, MissingExtra."""
         self.require()
         progress(0.0)
-        asked, ticket = False, object()
+        asked, ticket, before = False, object(), frozenset[int]()
         try:
             async with _asking(settings, settings.load_timeout_s) as client:
                 thinks = "thinking" in ((await client.show(settings.model)).capabilities or ())
@@ -198,12 +200,21 @@ class OllamaRuntime:
         except BaseException:
             # Cancelled, or not what was asked for: nothing may stay behind that nobody knows of.
             if asked:
-                await asyncio.shield(_let_go(settings))
+                await asyncio.shield(self._clear(settings, before))
             raise
         finally:
             self._loading.pop(ticket, None)
         progress(1.0)
         return model
+
+    async def _clear(self, settings: OllamaLevel, before: frozenset[int]) -> None:
+        """Have unloaded what came of a load, which counts as ours until it has ended."""
+        await _let_go(settings)
+        # Ollama lists no model that it still loads, and ends its process a moment after the client has hung up.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ABORT_S):
+                for pid in runners() - before - {model.pid for model in self._loaded}:
+                    await gone(pid)
 
     def forget(self, model: OllamaModel) -> None:
         """It is not ours any more."""
@@ -222,6 +233,7 @@ class OllamaModel:
         self.settings, self._thinks, self._runtime = settings, thinks, runtime
         self.pid = pid
         """The process that holds it."""
+        self._ollama = parent(pid)
         self._asked_to_go = False
         self._server = ModelServer(
             _where(settings),
@@ -256,24 +268,26 @@ class OllamaModel:
 
     async def health(self) -> bool:
         """Whether Ollama answers, and the model is in its place."""
-        return runs(self.pid) and await self._server.well("/api/version")
+        return self._held() and await self._server.well("/api/version")
 
     async def died(self) -> str:
         """Wait until the model is gone unasked; return what can be told of it."""
-        await gone(self.pid)
+        await self._lost()
         if self._asked_to_go:
             await asyncio.get_running_loop().create_future()
-        return f"{_where(self.settings)}: Ollama unloaded it or its process ended; Ollama's log says more"
+        return f"{_where(self.settings)}: {self._end()}; Ollama's log says more"
 
     async def unload(self) -> None:
         """Have Ollama unload it; its memory is back when this returns. Raises LevelUnavailable when it will not."""
         self._asked_to_go = True
         await self._server.close()
-        if not runs(self.pid):
+        if not self._held():
             self._runtime.forget(self)
             if not self._runtime.has(self.settings, besides=self):
                 # A request that was on its way when it went has had Ollama load it again, to stay.
                 await _let_go(self.settings)
+            if runs(self.pid):
+                raise LevelUnavailable(f"{_where(self.settings)}: {self._end()} (process {self.pid}); end that")
             return
         try:
             async with _asking(self.settings, ASK_S) as client:
@@ -290,7 +304,25 @@ class OllamaModel:
         self._runtime.forget(self)
 
     async def _why_gone(self) -> str | None:
-        return "Ollama unloaded it or its process ended" if await gone_within(self.pid, GONE_S) else None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GONE_S):
+                await self._lost()
+        return None if self._held() else self._end()
+
+    def _held(self) -> bool:
+        """Whether its process runs, and the Ollama that has it: one that crashes leaves the process behind."""
+        return runs(self.pid) and (self._ollama is None or runs(self._ollama))
+
+    async def _lost(self) -> None:
+        """Wait until it is not held any more."""
+        while True:
+            if not self._held():
+                return
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _end(self) -> str:
+        """Why it is not held any more."""
+        return "Ollama ended and left its process behind" if runs(self.pid) else GONE
 
 
 class _LineReader:
@@ -394,9 +426,16 @@ def _stays(settings: OllamaLevel) -> LevelUnavailable:
 async def _let_go(settings: OllamaLevel) -> None:
     """Have it unloaded as far as that can be: why it is not wanted is told already, which says more than a failure."""
     with contextlib.suppress(LevelUnavailable):
-        async with _asking(settings, ASK_S + UNLOAD_S) as client:
-            await client.generate(settings.model, keep_alive=0)
-            await _gone(client, settings)
+        await _send_away(settings)
+
+
+async def _send_away(settings: OllamaLevel) -> None:
+    """Have it unloaded, and wait until it is. Raises LevelUnavailable."""
+    # An Ollama that hangs is waited for no longer than one that is asked anything else.
+    async with _asking(settings, ASK_S) as client:
+        await client.generate(settings.model, keep_alive=0)
+    async with _asking(settings, ASK_S + UNLOAD_S) as client:
+        await _gone(client, settings)
 
 
 class _Explained(contextlib.AbstractContextManager[None]):

@@ -32,6 +32,7 @@ class EventReader:
         self._loads = orjson.loads
         self._events = EventStream(EVENT_LIMIT_BYTES)
         self._asked, self._finished = _answers(request), set[int]()
+        self._calls: dict[int, list[tuple[int | None, str | None]]] = {}
         self.ended = False
 
     @property
@@ -81,19 +82,32 @@ class EventReader:
                 if "reasoning" in delta:
                     delta.setdefault("reasoning_content", delta.pop("reasoning"))
                 for call in delta.get("tool_calls") or ():
-                    if call.get("index", 0) is None:
-                        del call["index"]
+                    self._number(call, self._calls.setdefault(index, []))
         if (usage := chunk.get("usage")) is not None and not _is_usage(usage):
             # As good as none: nobody's answer is to fail for it.
             chunk["usage"] = None
         return chunk
+
+    @staticmethod
+    def _number(call: dict[str, Any], begun: list[tuple[int | None, str | None]]) -> None:
+        """Give a piece of a tool call the number of its call: some servers tell none, or 0 for each.
+
+        ``begun`` are the numbers, as the server tells them, and the ids of the calls that have begun.
+        """
+        told, identity, named = call.get("index"), call.get("id"), bool((call.get("function") or {}).get("name"))
+        place = next((one for one in reversed(range(len(begun))) if told in (None, begun[one][0])), None)
+        if place is None or (named and (identity != begun[place][1] if identity else told is None)):
+            place = len(begun)
+            begun.append((told, identity))
+        call["index"] = place
 
 
 def _answers(request: Mapping[str, Any]) -> int:
     """How many answers a request asks for: of each prompt so many; a prompt may be a list of tokens as well."""
     number, prompts = request.get("n"), request.get("prompt")
     several = len(prompts) if isinstance(prompts, list) and not all(isinstance(one, int) for one in prompts) else 1
-    return several * (number if isinstance(number, int) else 1)
+    # Never none: an answer that is cut would be taken for a whole one.
+    return several * (max(1, number) if isinstance(number, int) else 1)
 
 
 def _is_a_word(choice: Any) -> bool:

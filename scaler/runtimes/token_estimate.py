@@ -16,7 +16,9 @@ def estimated_tokens(request: Mapping[str, Any]) -> int:
     pictures = 0
     for message in request["messages"]:
         content = message.get("content") or ""
-        parts = content if isinstance(content, list) else [{"text": content}]
+        told = content if isinstance(content, list) else [content]
+        # What is no part is for the server to refuse.
+        parts = [part if isinstance(part, Mapping) else {"text": part} for part in told]
         pictures += sum(part.get("type") == "image_url" for part in parts)
         texts += ["".join(str(part.get("text") or "") for part in parts) + str(message.get("tool_calls") or "")]
     written = sum(math.ceil(len(text.encode(errors="replace")) / BYTES_A_TOKEN) for text in texts)

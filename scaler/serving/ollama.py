@@ -6,7 +6,6 @@ Ollama's lines (`ollama_answers`). The level that answered stands in the header 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -84,11 +83,8 @@ class Ollama:
         try:
             body = json_object(await request.read())
             name = self._name(body.get("model", MODEL))
-            asked = translate(body)
-            models = await self._described() if asked.pictured else {}
-            # Behind that, since a reload may take a level away meanwhile.
-            level = self._answers.level(name)
-            if asked.pictured and VISION not in self._sure(name, models)[0]:
+            level, asked = self._answers.level(name), translate(body)
+            if asked.pictured and VISION not in self._sure(name, await self._manager.descriptions())[0]:
                 raise RequestRejected(f"{name!r} does not support vision; send the text without 'images'")
         except RequestRejected as error:
             return refuse(error, error_of(error))
@@ -108,13 +104,14 @@ class Ollama:
 
     async def tags(self, _: web.Request) -> web.Response:
         """``auto``, and the levels."""
-        models = await self._described()
-        listing = [listed(name, self._of(name, models), *self._sure(name, models)) for name in (MODEL, *models)]
+        models = await self._manager.descriptions()
+        names = dict.fromkeys((MODEL, *models))
+        listing = [listed(name, self._of(name, models), *self._sure(name, models)) for name in names]
         return web.json_response({"models": listing})
 
     async def loaded(self, _: web.Request) -> web.Response:
         """The level that serves, and those that stand by."""
-        models = await self._described()
+        models = await self._manager.descriptions()
         held = [name for name in self._manager.loaded if name in models]
         now = [loaded(name, models[name], *self._manager.takes(name)) for name in held]
         return web.json_response({"models": now})
@@ -126,11 +123,11 @@ class Ollama:
             asked = body.get("model") or body.get("name")
             if not asked:
                 raise RequestRejected("model is required")
-            name, models = self._name(asked), await self._described()
-            # Behind that, since a reload may take a level away meanwhile.
+            name = self._name(asked)
             self._answers.level(name)
         except RequestRejected as error:
             return refuse(error, error_of(error))
+        models = await self._manager.descriptions()
         return web.json_response(shown(self._of(name, models), *self._sure(name, models)))
 
     def _name(self, asked: object) -> str:
@@ -139,12 +136,6 @@ class Ollama:
             raise RequestRejected("'model' must be a text")
         plain = untagged(asked)
         return plain if plain in self._answers.names and asked not in self._answers.names else asked
-
-    async def _described(self) -> dict[str, Description]:
-        """Every level's model, smallest first."""
-        names, describe = self._manager.scaler.ladder.names, self._manager.describe
-        # Their files are read the first time.
-        return await asyncio.to_thread(lambda: {name: describe(name) for name in names})
 
     def _of(self, name: str, models: dict[str, Description]) -> Description:
         """The model that a name stands for now; for ``auto``, while nothing serves, the smallest."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import socketserver
 import time
@@ -158,3 +159,21 @@ def test_a_refusal_of_somebody_unasked_is_no_request_for_a_key() -> None:
         assert search([Place(server.url)], []) == ()
         (source,) = search([named(server.url)], [])
     assert "--key-env" in source.note
+
+
+@pytest.mark.parametrize(
+    "answer", [response(b"", 302, "text/html", "Location: /login"), response(b"", 403)], ids=["redirected", "forbidden"]
+)
+def test_a_server_that_lists_its_models_may_forbid_what_it_does_not_have_or_redirect_from_there(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As gateways and web pages do: the key is right, and there is no other address to name."""
+    monkeypatch.setenv("KEY", "sk-test-right")
+
+    def talk(handler: Handler, line: str) -> None:
+        models = response(json.dumps(listing("good")).encode())
+        handler.wfile.write(models if line.split()[1] == "/v1/models" else answer)
+
+    with speaking(talk) as server:
+        (source,) = search([named(server.url, "KEY")], [])
+    assert [(model.runtime, model.name, model.key_env) for model in source.models] == [("openai", "good", "KEY")]

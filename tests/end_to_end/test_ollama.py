@@ -6,9 +6,12 @@ import asyncio
 import json
 import os
 import signal
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,9 +19,12 @@ import ollama
 import pytest
 
 from scaler.descriptions import Description
+from scaler.level_settings import EmbeddedLevel
+from scaler.runtimes.embedded import EmbeddedRuntime
 from scaler.serving.app import MAX_BODY_BYTES
 from scaler.serving.ollama import API_VERSION
 from scaler.serving.ollama_models import NO_TIME, listed
+from tests.end_to_end.conftest import PATIENCE_S
 from tests.end_to_end.test_ladder import COUNTED, settles_at
 from tests.runtimes.ollama_recorded import assert_like, recorded, replayed, told
 
@@ -113,7 +119,7 @@ def test_the_official_client_sees_which_models_there_are(serving: Running) -> No
         assert small.details is not None
         assert (small.details.family, small.details.parameter_size) == ("llama", "10.95M")
         assert listed["auto:latest"].digest == small.digest
-        assert small.size == manager.describe("small").file.stat().st_size
+        assert small.size == asyncio.run(manager.descriptions())["small"].file.stat().st_size
         (now,) = talk.ps().models
         assert (now.model, now.context_length, now.size_vram) == ("small:latest", 2048, 0)
         shown = talk.show("auto")
@@ -187,6 +193,42 @@ def test_a_list_lacks_nothing_before_anything_serves_and_of_a_model_that_nobody_
     assert unknown.keys() == fields.keys()
     assert unknown["details"].keys() | {"embedding_length"} == fields["details"].keys()
     assert (unknown["size"], unknown["modified_at"], unknown["details"]["families"]) == (0, NO_TIME, None)
+
+
+def test_a_level_that_has_the_name_of_whatever_serves_is_listed_once(
+    serving: Running, demo_models: dict[str, Path]
+) -> None:
+    """As it is by OpenAI's API."""
+    ladder = [{"name": "auto", "model": str(demo_models["small"]), "ram_gib": 0.08, "context_tokens": 512}]
+    with serving(ladder=ladder) as (url, _, _):
+        assert [one["name"] for one in ask(f"{url}/api/tags")[1]["models"]] == ["auto:latest"]
+
+
+def test_a_list_is_of_one_configuration_though_another_takes_its_place_meanwhile(
+    serving: Running, configure: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers that do not answer are waited for while it is made."""
+    asked, reloaded, describe = threading.Event(), threading.Event(), EmbeddedRuntime.describe
+
+    def slowly(runtime: EmbeddedRuntime, settings: EmbeddedLevel) -> Description:
+        asked.set()
+        assert reloaded.wait(PATIENCE_S)
+        return describe(runtime, settings)
+
+    monkeypatch.setattr(EmbeddedRuntime, "describe", slowly)
+    with (
+        serving(levels=("small", "medium"), policy=SMALL) as (url, manager, _),
+        ThreadPoolExecutor() as programs,
+    ):
+        listing = programs.submit(ask, f"{url}/api/tags")
+        assert asked.wait(PATIENCE_S)
+        assert ask(f"{url}/api/show", b'{"model": "large"}')[0] == 404
+        configure(levels=("small", "large"), policy=SMALL)
+        manager.reload_sync()
+        reloaded.set()
+        status, body, _ = listing.result(PATIENCE_S)
+        assert status == 200
+        assert [one["name"] for one in body["models"]] == ["auto:latest", "small:latest", "medium:latest"]
 
 
 def test_a_schema_holds_the_answer_and_tools_are_taken(serving: Running) -> None:

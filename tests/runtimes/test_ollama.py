@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,7 +20,7 @@ from pydantic import HttpUrl
 from scaler.descriptions import EVERYTHING, Description
 from scaler.errors import LevelUnavailable, RequestRejected
 from scaler.level_settings import OllamaLevel
-from scaler.runtimes import ollama
+from scaler.runtimes import listeners, ollama
 from scaler.runtimes.gguf_size import OVERHEAD_BYTES
 from scaler.runtimes.ollama import OllamaModel, OllamaRuntime
 from scaler.runtimes.ollama_runners import runners
@@ -342,6 +344,101 @@ def test_a_load_that_takes_too_long_is_given_up(server: OllamaServer) -> None:
     server.delay_s = 5.0
     with pytest.raises(LevelUnavailable, match="no answer in time"):
         asyncio.run(OllamaRuntime().load(level(server, load_timeout_s=0.3), lambda _: None))
+
+
+def test_an_ollama_that_hangs_keeps_nothing_waiting_longer_than_any_question(
+    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load that is given up is cleaned up before the next one begins."""
+    monkeypatch.setattr(ollama, "ASK_S", 0.2)
+    monkeypatch.setattr(ollama, "UNLOAD_S", 3600.0)
+
+    async def body() -> None:
+        runtime = OllamaRuntime()
+        loading = await _hanging_load(runtime, server, monkeypatch)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(loading, 20)
+        with pytest.raises(LevelUnavailable, match="no answer in time"):
+            await asyncio.wait_for(runtime.release(level(server)), 20)
+        server.delay_s = 0.0
+
+    asyncio.run(body())
+
+
+def test_what_a_load_that_is_given_up_holds_is_ours_until_its_process_has_ended(
+    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ollama lists it no more, or not yet; as the others' it would drive away what is to come in its place."""
+    runtime = OllamaRuntime()
+    waited_for: list[tuple[int, tuple[int, ...]]] = []
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+
+        async def gone(pid: int) -> None:
+            waited_for.append((pid, tuple(runtime.pids())))
+            process.kill()
+            await listeners.gone(pid)
+
+        async def body() -> None:
+            loading = await _hanging_load(runtime, server, monkeypatch)
+            server.delay_s = 0.0
+            monkeypatch.setattr(ollama, "runners", lambda: frozenset({process.pid}))
+            monkeypatch.setattr(ollama, "gone", gone)
+            loading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await loading
+            assert waited_for == [(process.pid, (process.pid,))]
+            assert tuple(runtime.pids()) == ()
+
+        asyncio.run(body())
+
+
+async def _hanging_load(
+    runtime: OllamaRuntime, server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> asyncio.Task[OllamaModel]:
+    """A load that Ollama does not come back from, nor from any question after it."""
+    begun = asyncio.Event()
+
+    def before() -> frozenset[int]:
+        server.delay_s = 3600.0
+        begun.set()
+        return frozenset()
+
+    monkeypatch.setattr(ollama, "runners", before)
+    loading = asyncio.create_task(runtime.load(level(server), lambda _: None))
+    await begun.wait()
+    return loading
+
+
+def test_an_ollama_that_crashed_and_left_its_process_behind_has_no_model(server: OllamaServer) -> None:
+    """It answers nobody, and another Ollama at the same address knows nothing of it; what it holds is told."""
+    runner = "subprocess.Popen([sys.executable, '-c', 'input()'])"
+    leaves = f"import subprocess, sys; print({runner}.pid, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", leaves], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as crashing:
+        assert crashing.stdout is not None
+        left = psutil.Process(int(crashing.stdout.readline()))
+
+        async def body() -> None:
+            runtime = OllamaRuntime()
+            model = OllamaModel(level(server), left.pid, False, runtime)
+            assert await model.health()
+            watching = asyncio.create_task(model.died())
+            crashing.kill()
+            crashing.wait()
+            assert "Ollama ended and left its process behind" in await watching
+            assert not await model.health()
+            with pytest.raises(LevelUnavailable, match=rf"left its process behind \(process {left.pid}\); end that$"):
+                await model.unload()
+            left.kill()
+            await model.unload()
+
+        try:
+            asyncio.run(body())
+        finally:
+            if left.is_running():
+                left.kill()
 
 
 def test_a_model_that_is_killed_is_noticed_and_its_answer_breaks_off(server: OllamaServer) -> None:

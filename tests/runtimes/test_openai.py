@@ -16,6 +16,7 @@ from scaler.errors import LevelUnavailable, NeverAsked, RequestRejected
 from scaler.level_settings import OpenAILevel
 from scaler.runtimes.openai import OpenAIModel, OpenAIRuntime
 from scaler.runtimes.openai_chunks import EventReader
+from scaler.runtimes.token_estimate import estimated_tokens
 from tests.runtimes.answers import said
 from tests.runtimes.openai_server import OpenAIServer
 
@@ -56,6 +57,12 @@ def test_a_level_answers_with_the_model_it_names(server: OpenAIServer, path: str
             [chunk async for chunk in model.chat(ASKED)]
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("content", [["x" * 900], [None, {"type": "text", "text": "x" * 900}], [5, "x" * 900]])
+def test_whatever_a_message_holds_its_length_is_estimated(content: list[Any]) -> None:
+    """Whether it can be answered is for the server to say."""
+    assert 300 <= estimated_tokens({"messages": [{"role": "user", "content": content}]}) <= 320
 
 
 def test_a_server_without_a_list_of_models_is_taken_at_its_word(server: OpenAIServer) -> None:
@@ -328,6 +335,50 @@ def test_an_answer_is_whole_however_the_server_writes_it(server: OpenAIServer, p
         model = await load(level(server))
         for _ in range(4):
             assert said([chunk async for chunk in model.chat(ASKED)]) == "h\u00e9 \U0001f600"
+        await model.unload()
+
+    asyncio.run(body())
+
+
+def calling(name: str | None, arguments: str, **more: Any) -> bytes:
+    """A piece of a tool call."""
+    function = {"arguments": arguments} if name is None else {"name": name, "arguments": arguments}
+    return event([{"index": 0, "delta": {"tool_calls": [{**more, "function": function}]}, "finish_reason": None}])
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [calling("a", '{"x"', index=0, id="1"), calling(None, ":1}", index=0), calling("b", "{}", index=1, id="2")],
+        # Gemini's, and older ones of Ollama and mistral.rs.
+        [calling("a", '{"x"', id="1"), calling(None, ":1}"), calling("b", "{}", id="2")],
+        [calling("a", '{"x":1}', index=None), calling("b", "{}", index=None)],
+        # Ollama's and Dynamo's.
+        [calling("a", '{"x"', index=0, id="1"), calling(None, ":1}", index=0), calling("b", "{}", index=0, id="2")],
+        # vLLM has made up an id for each piece.
+        [calling("a", '{"x"', index=0, id="1"), calling(None, ":1}", index=0, id="3"), calling("b", "{}", index=1)],
+        [calling("a", '{"x"', index=1, id="1"), calling("b", "{}", index=2, id="2"), calling(None, ":1}", index=1)],
+    ],
+)
+def test_the_tool_calls_of_an_answer_are_told_apart_however_the_server_counts_them(pieces: list[bytes]) -> None:
+    """Else their names and arguments would run together; who reads the stream goes by their numbers."""
+    found: dict[int, list[str]] = {}
+    for chunk in EventReader({}).feed(b"".join(pieces)):
+        (call,) = chunk["choices"][0]["delta"]["tool_calls"]
+        name, arguments = found.setdefault(call["index"], ["", ""])
+        found[call["index"]] = [name + call["function"].get("name", ""), arguments + call["function"]["arguments"]]
+    assert found == {0: ["a", '{"x":1}'], 1: ["b", "{}"]}
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_an_answer_that_is_cut_is_never_whole(server: OpenAIServer, number: int) -> None:
+    """However few are asked for."""
+    server.pieces = [WORD]
+
+    async def body() -> None:
+        model = await load(level(server))
+        with pytest.raises(LevelUnavailable, match="in the middle of the answer: the stream ended early"):
+            [chunk async for chunk in model.chat({**ASKED, "n": number})]
         await model.unload()
 
     asyncio.run(body())

@@ -128,6 +128,33 @@ def test_a_model_that_is_killed_is_noticed_and_its_answer_breaks_off(url: str, c
     asyncio.run(kill_while_it_answers(level(url)))
 
 
+def test_an_ollama_that_crashes_has_no_model_though_it_leaves_its_process_behind(
+    tmp_path: Path, demo_models: dict[str, Path]
+) -> None:
+    """The level is gone at once, an answer breaks off, and what is left is told."""
+
+    async def body(url: str) -> None:
+        model = await OllamaRuntime().load(level(url), lambda _: None)
+        left = psutil.Process(model.pid)
+        crashing = left.parent()
+        assert crashing is not None
+        try:
+            watching = asyncio.create_task(model.died())
+            answer = model.chat(COUNT)
+            await anext(answer)
+            crashing.kill()
+            with pytest.raises(LevelUnavailable, match="Ollama ended and left its process behind"):
+                [_ async for _ in answer]
+            assert "Ollama ended and left its process behind" in await watching
+            with pytest.raises(LevelUnavailable, match=rf"\(process {left.pid}\); end that$"):
+                await model.unload()
+        finally:
+            left.kill()
+
+    with ollama_serves(tmp_path, {"small": demo_models["small"]}) as (url, _):
+        asyncio.run(body(url))
+
+
 def test_a_prompt_that_is_too_long_is_refused_and_not_cut(url: str, client: ollama.Client) -> None:
     """By itself Ollama would take its beginning away, and say nothing."""
 
