@@ -7,6 +7,10 @@ Every message says what happened, where, and what to do. Nothing here imports an
 class ScalerError(Exception):
     """Any failure that scaler reports; catch this to catch them all."""
 
+    def __str__(self) -> str:
+        # It may name a file whose name is no text, and the JSON in which a client is told of it can hold nothing else.
+        return super().__str__().encode(errors="backslashreplace").decode()
+
 
 class ConfigError(ScalerError):
     """A configuration that cannot be used: names the file, the line, the key and what was expected."""

@@ -146,7 +146,8 @@ class Evidence:
         self.exhausted_since, self._missed = before.exhausted_since, before._missed
         self.wanted, self.changed_at_s, self.begun_at_s = before.wanted, before.changed_at_s, before.begun_at_s
         self.now_s, self.reading = before.now_s, before.reading
-        self._limit(self.now_s)
+        if self.reading is not None:
+            self._limit(self.now_s)
         for here, there in kept.items() if alike else ():
             # What went wrong at the last reading lowers them from the next one on, reload or no reload.
             self.limits[here] = before.limits[there]
@@ -245,7 +246,9 @@ class Evidence:
                 if since is None:
                     over[position] = now
             elif since is not None:
-                self.needles[position].ended(since, now)
+                if complete:
+                    # Else nobody knows whether it has ended, and so whether it was a needle.
+                    self.needles[position].ended(since, now)
                 over[position] = None
             if complete and at_least <= limit - band:
                 self._doubted_since[position] = None

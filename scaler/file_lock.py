@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
 def locked(path: Path, *, wait: bool = False) -> int | None:
-    """An open file that is ours until it is closed, or we end; None while it is another's, unless we ``wait`` for it.
+    """An open file that is ours until `unlocked`, or we end; None while it is another's, unless we ``wait`` for it.
 
     Raises OSError; on Windows also where another has it for longer than ten seconds.
     """
@@ -29,3 +30,13 @@ def locked(path: Path, *, wait: bool = False) -> int | None:
         os.close(file)
         raise
     return file
+
+
+def unlocked(file: int) -> None:
+    """Give up what `locked` gave: for every process that was forked meanwhile as well, and has the same file open."""
+    if sys.platform != "win32":
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
+    os.close(file)

@@ -41,7 +41,7 @@ from scaler.events import (
     TurnNotRemembered,
     UnloadFailed,
 )
-from scaler.file_lock import locked
+from scaler.file_lock import locked, unlocked
 from scaler.private_files import private_folder
 
 log = logging.getLogger(__name__)
@@ -97,16 +97,21 @@ class _Lines(RotatingFileHandler):
         stream.close()
 
     def doRollover(self) -> None:  # noqa: N802  # the standard library's name
-        lock = locked(Path(f"{self.baseFilename}.lock"), wait=True)
+        try:
+            lock = locked(Path(f"{self.baseFilename}.lock"), wait=True)
+        except OSError:
+            # Some file systems have no locks, and a full one may have no room for the file: better rotated without one.
+            lock = None
         try:
             self._follow()
-            if self.stream is not None:
+            # Where there is less than we saw, another program has begun the only file anew meanwhile.
+            if self.stream is not None and os.fstat(self.stream.fileno()).st_size >= self.stream.tell():
                 self.stream.close()
                 self.stream = None
                 self._rotate()
         finally:
             if lock is not None:
-                os.close(lock)
+                unlocked(lock)
 
     def _rotate(self) -> None:
         if self.backupCount == 0:
@@ -120,6 +125,15 @@ class _Lines(RotatingFileHandler):
         super().doRollover()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the standard library's name
+        """Raise, and leave no half of the record: what another program writes next would run into it."""
+        stream, self.stream = self.stream, None
+        with suppress(OSError):
+            if stream is not None:
+                stream.close()
+        with suppress(OSError):
+            whole, line = _unfinished(Path(self.baseFilename))
+            if line:
+                os.truncate(self.baseFilename, whole)
         raise
 
 
@@ -197,19 +211,24 @@ def _finite(value: Any) -> Any:
 
 def _mend(path: Path) -> None:
     """End a last line that a power cut left without its end, or take it away, so that no record runs into it."""
-    if not path.is_file() or not (text := path.read_bytes()) or text.endswith(b"\n"):
+    whole, line = _unfinished(path)
+    if not line:
         return
-    whole = text.rfind(b"\n") + 1
     try:
-        json.loads(text[whole:])
+        json.loads(line)
     except ValueError:
         os.truncate(path, whole)
-        log.warning(
-            "%s: its last record was unfinished, as after a power cut; its %d bytes are gone", path, len(text) - whole
-        )
+        log.warning("%s: its last record was unfinished, as after a power cut; its %d bytes are gone", path, len(line))
     else:
         with open(path, "ab") as file:
             file.write(b"\n")
+
+
+def _unfinished(path: Path) -> tuple[int, bytes]:
+    """Where the last line begins that has no end yet, and what there is of it."""
+    text = path.read_bytes() if path.is_file() else b""
+    whole = text.rfind(b"\n") + 1
+    return whole, text[whole:]
 
 
 def read(path: Path, *, files: int = 5) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from scaler.events import DecisionMade, ModelDied, PinChanged, Reconfigured, SwitchDone, SwitchFailed
-from scaler.file_lock import locked
+from scaler.file_lock import locked, unlocked
 from scaler.level_settings import LevelSettings
 from scaler.levels import Ladder
 from scaler.private_files import private_folder
@@ -120,7 +120,9 @@ class Remembering:
         if self._kept is not None and replace(now, at_s=self._kept.at_s) == self._kept:
             return
         try:
-            _write(self._path, json.dumps({"version": VERSION, **asdict(now)}, allow_nan=False).encode())
+            text = json.dumps({"version": VERSION, **asdict(now)}, allow_nan=False, ensure_ascii=False)
+            # Why a level failed may name a file whose name is no text: the next scaler could not read that.
+            _write(self._path, text.encode(errors="replace"))
         except OSError as error:
             # Serving goes on; it is tried again the next time.
             if not self._failed:
@@ -147,7 +149,7 @@ class Remembering:
     def _unlock(self) -> None:
         lock, self._lock = self._lock, None
         if lock is not None:
-            os.close(lock)
+            unlocked(lock)
 
 
 def parsed(text: bytes) -> Remembered:

@@ -328,6 +328,10 @@ class Switcher:
         loaded = [*self._retiring, *self._standby.values(), *([self._current] if self._current else [])]
         # Nor does what stands by take a request any more.
         self._standby.clear()
+        for one in loaded:
+            # From here on an end is no death: whoever stops a whole machine may end the models as well.
+            if one.watch is not None:
+                one.watch.cancel()
         ending = [*self._retiring.values(), *self._releasing.values()]
         for task in ending:
             task.cancel()

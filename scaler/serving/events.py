@@ -120,7 +120,8 @@ class Events:
     def _numbered(self, kind: str, data: dict[str, Any]) -> bytes:
         self._number += 1
         text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
-        return f"event: {kind}\nid: {self._number}\ndata: {text}\n\n".encode()
+        # What of a file's name is no text: written so, JSON has it all the same.
+        return f"event: {kind}\nid: {self._number}\ndata: {text}\n\n".encode(errors="backslashreplace")
 
 
 def _told(event: Event | Notice, wall_s: float) -> tuple[str, dict[str, Any]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from scaler import journal as journal_module
 from scaler.errors import ScalerError
 from scaler.events import DecisionMade, Hurried, ModelDied, PinChanged, SwitchDone, SwitchFailed
+from scaler.file_lock import locked
 from scaler.journal import Journal, JournalError, Writer, read, record_of
 from tests.decision.driver import GPU_LADDER, Driver, stalls
 
@@ -137,16 +139,14 @@ def test_a_journal_that_cannot_be_read_or_written_names_the_file_and_the_cause(t
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_is_told_with_what_to_do_on_every_write_and_at_the_end(tmp_path: Path) -> None:
-    """`/dev/full` is the disk that is always full."""
+def test_a_full_disk_is_told_with_what_to_do_on_every_write(tmp_path: Path) -> None:
+    """`/dev/full` is the disk that is always full. What was told as lost is not tried again at the end."""
     path = tmp_path / "journal.jsonl"
     path.symlink_to("/dev/full")
     journal = Journal(path)
     for number in range(3):
         with pytest.raises(JournalError, match=r"No space left on device; free some space or set journal\.path"):
             journal.write({"number": number})
-    with pytest.raises(JournalError, match="No space left on device"):
-        journal.close()
     journal.close()
 
 
@@ -219,6 +219,46 @@ def test_programs_that_share_it_keep_what_each_wrote_last_in_order(tmp_path: Pat
     ]
     for journal in (seldom, often):
         journal.close()
+
+
+def test_what_another_program_has_just_begun_anew_is_not_begun_anew_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one file only, its first record would be lost to who saw the file full as well."""
+    path = tmp_path / "journal.jsonl"
+    one, other = (Journal(path, max_bytes=400, files=1, writer=Writer(name, 7)) for name in ("one", "two"))
+    for number in range(10):
+        (one, other)[number % 2].write({"number": number})
+
+    def when_the_other_has_done(lock: Path, *, wait: bool) -> int | None:
+        monkeypatch.setattr(journal_module, "locked", locked)
+        other.write({"number": 10})
+        return locked(lock, wait=wait)
+
+    monkeypatch.setattr(journal_module, "locked", when_the_other_has_done)
+    one.write({"number": 11})
+    assert [(record["program"], record["number"]) for record in read(path)] == [("two", 10), ("one", 11)]
+    for journal in (one, other):
+        journal.close()
+
+
+def test_where_the_file_system_has_no_locks_it_rotates_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network's disk whose server has none: the journal would end with its first full file."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    journal = Journal(tmp_path / "journal.jsonl", max_bytes=200, files=3)
+    for number in range(60):
+        journal.write({"number": number})
+    journal.close()
+    kept = [record["number"] for record in read(journal.path, files=3)]
+    assert kept == list(range(60))[-len(kept) :]
+    assert sum(part.stat().st_size for part in tmp_path.iterdir()) <= 600
 
 
 def test_a_file_that_cannot_be_moved_goes_on_and_no_older_one_is_lost(

@@ -1029,6 +1029,18 @@ def test_without_the_gpus_reading_a_lack_of_ram_is_still_answered() -> None:
     assert drive.moves[1:] == [("observe", "medium", OFF)]
 
 
+def test_a_gpu_that_is_read_now_and_then_teaches_no_needles() -> None:
+    """What cannot be read has not ended: else a full GPU would be taken for a needle for as long as this goes on."""
+    drive = Driver(GPU_LADDER, initial="large")
+    drive.read_gpu(4, 1, 20)
+    for _ in range(20):
+        drive.read_gpu(4, 5)
+        drive.read_gpu(4, None)
+    assert drive.moves == []
+    drive.read_gpu(4, 5.9)
+    assert drive.moves == [("observe", "large", "medium")]
+
+
 def test_without_the_gpus_reading_a_larger_level_cannot_be_pinned_and_a_smaller_one_can() -> None:
     """A promise needs the figure."""
     drive = Driver(GPU_LADDER, initial="medium")

@@ -280,3 +280,13 @@ def test_before_the_first_reading_a_reload_is_no_more_than_another_beginning() -
     assert (machine.state, machine.settled, drive.moves) == (OFF, True, [])
     drive.read(4, 1)
     assert drive.state == "small"
+
+
+def test_before_the_first_reading_a_reload_takes_no_limit_away_for_what_is_remembered() -> None:
+    """What an incident still counts for is known once the time is: at the first reading."""
+    drive = Driver()
+    drive.machine.evidence.cautions[1].recall(0.05, 100.0, {"near miss": 1})
+    assert reload(drive, scale_at=0.7).evidence.limits == [0.7, 0.7, 0.7]
+    drive.now_s = 100.0
+    drive.read(4, 1)
+    assert drive.machine.evidence.limits[1] == pytest.approx(0.65, abs=1e-3)

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from scaler.journal import Journal, read
+from scaler.journal import Journal, JournalError, Writer, read
 from tests.effects.test_proactive import Bench
 
 
 @contextmanager
-def full() -> Iterator[None]:
-    """No file of this process can grow: a write fails as on a full disk."""
+def full(at: int = 0) -> Iterator[None]:
+    """No file of this process can grow beyond ``at`` bytes: a write fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (at, hard))
     try:
         yield
     finally:
@@ -49,3 +49,23 @@ def test_a_journal_that_cannot_be_written_is_told_once_and_written_again(
     pins = [record["level"] for record in read(journal.path) if record["event"] == "pin"]
     assert pins[0] == "small"
     assert pins[-1] == "small"
+
+
+@pytest.mark.parametrize("half", [20, len('{"number":1,"program":"one","pid":1}')])
+def test_a_record_that_found_half_its_room_leaves_none_of_it_to_another_program(tmp_path: Path, half: int) -> None:
+    """Who writes next would write on in the same line, and nobody could read the journal any more."""
+    one, other = (Journal(tmp_path / "journal.jsonl", writer=Writer(name, 1)) for name in ("one", "two"))
+    for journal in (one, other):
+        journal.write({"number": 0})
+    with full(one.path.stat().st_size + half), pytest.raises(JournalError, match="File too large"):
+        one.write({"number": 1})
+    other.write({"number": 2})
+    one.write({"number": 3})
+    assert [(record["program"], record["number"]) for record in read(one.path)] == [
+        ("one", 0),
+        ("two", 0),
+        ("two", 2),
+        ("one", 3),
+    ]
+    for journal in (one, other):
+        journal.close()

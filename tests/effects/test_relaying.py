@@ -177,6 +177,24 @@ async def test_at_the_end_what_stands_by_takes_no_request_any_more(stage: Stage)
         await closing
 
 
+@partial(on_stage, standby=("small", "medium"))
+async def test_at_the_end_no_model_that_ends_has_died(stage: Stage) -> None:
+    """Whoever stops a whole machine may end them all: nobody is to read of a death, and none is told to go twice."""
+    await stage.serve("large")
+    stage.runtime.going.clear()
+    closing = asyncio.create_task(stage.switcher.close())
+    while "unload small" not in stage.runtime.log:
+        await asyncio.sleep(0)
+    for name in ("medium", "large"):
+        stage.runtime.models[name].die()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    stage.runtime.going.set()
+    await closing
+    assert stage.told.deaths == {}
+    assert stage.runtime.log[-4:] == ["unload small", "unload medium", "unload large", "close"]
+
+
 @with_standby
 async def test_an_answer_on_what_stands_by_has_to_make_room_as_well(stage: Stage) -> None:
     """It began before the climb, and goes on there without a limit until everything has to go."""

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +88,15 @@ def test_the_next_scaler_knows_it(path: Path) -> None:
     status = second.scaler.status()
     assert (status.pinned, dict(status.failed)) == ("medium", {"medium": "out of memory"})
     again.close()
+
+
+def test_a_file_whose_name_is_no_text_is_no_reason_to_forget_everything(path: Path) -> None:
+    """As in a folder that an older system has named."""
+    bench = Bench()
+    kept = begun(path, bench)
+    bench.scaler.died("small", "small: /mod\udce8les/größer.gguf: killed")
+    kept.close()
+    assert written(path).levels["small"].failed == "small: /mod?les/größer.gguf: killed"
 
 
 @pytest.mark.parametrize("other_gib", [2.0, 10.0])
@@ -178,6 +189,33 @@ def test_a_second_scaler_remembers_nothing_and_says_so(path: Path, caplog: pytes
     third = Remembering(path, Bench().scaler, MARKS)
     assert third.begin() is not None
     third.close()
+
+
+FORKED = """
+import os, sys
+from pathlib import Path
+from scaler.file_lock import locked, unlocked
+
+lock = locked(Path(sys.argv[1]))
+awaited, ended = os.pipe()
+if os.fork() == 0:
+    os.close(ended)
+    os.read(awaited, 1)
+    os._exit(0)
+os.close(awaited)
+taken = locked(Path(sys.argv[1]))
+unlocked(lock)
+print(taken, locked(Path(sys.argv[1])) is not None)
+os.close(ended)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_a_process_that_was_forked_meanwhile_does_not_keep_the_file(tmp_path: Path) -> None:
+    """A pool's worker of the program that scaler is part of, which outlives the manager."""
+    command = [sys.executable, "-c", FORKED, str(tmp_path / "remembered.json.lock")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "None True\n"
 
 
 def test_where_no_file_can_be_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -72,3 +72,18 @@ def test_a_step_down_is_told_to_whoever_follows(running: Running, machine: Machi
             assert by_kind["switched"]["level"] == "medium"
             endpoint.stop()
             assert {kind for kind, _, _ in events} <= {"notice", "advised", "decision", "budget_lowered", "switched"}
+
+
+def test_a_file_whose_name_is_no_text_is_told_as_well(running: Running) -> None:
+    """Why a level failed names it: whoever follows gets the state of now, and what happens, all the same."""
+    reasons = [f"small: /mod\udce8les/größer.gguf: killed {time}" for time in ("once", "twice")]
+    with running() as (manager, _):
+        endpoint = Endpoint(manager, "127.0.0.1", 0)
+        endpoint.start()
+        manager.scaler.died("small", reasons[0])
+        with urllib.request.urlopen(f"{endpoint.url}/events", timeout=PATIENCE_S) as stream:
+            events = told(stream)
+            assert next(events)[2]["failed"] == {"small": reasons[0]}
+            manager.scaler.died("small", reasons[1])
+            assert next(data["reason"] for kind, _, data in events if kind == "died") == reasons[1]
+            endpoint.stop()

@@ -692,8 +692,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "GPU: unread, a larger level is judged by the rest",
         E,
-        "            if part is None and need > loaded:\n                return None\n",
-        "            if part is None and need > loaded:\n                continue\n",
+        "need > most[index] for most in granted):\n                return None\n",
+        "need > most[index] for most in granted):\n                continue\n",
     ),
 )
 

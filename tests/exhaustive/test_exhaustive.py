@@ -195,6 +195,12 @@ def test_what_a_replay_cannot_know_is_told_as_a_journal_alone(monkeypatch: pytes
     assert command.startswith("scaler history")
 
 
+def test_every_planted_fault_has_its_place_still() -> None:
+    """All are planted once in a while only, for it takes an hour, which would end at the first that has none."""
+    places = {fault.what: (ROOT / "scaler" / fault.file).read_text("utf-8").count(fault.old) for fault in FAULTS}
+    assert places == dict.fromkeys(places, 1)
+
+
 @pytest.mark.timeout(600)
 def test_planted_faults_are_found(figures: Callable[[str], None], tmp_path: Path) -> None:
     """A sample of those of `make mutants`, by this search alone and over the smallest ladders."""

@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
+import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 from ollama import ChatResponse, GenerateResponse
 
 from scaler.answering import Chunk, collect
 from scaler.errors import LevelUnavailable
+from scaler.serving.errors import body_of
 from scaler.serving.ollama_answers import Form, chat_layout, generate_layout
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 5, UTC)
@@ -163,6 +165,14 @@ def test_probabilities_are_told_as_they_were_asked_for() -> None:
 def test_what_breaks_off_is_told_in_a_line_of_its_own() -> None:
     """Ollama's programs look for it in every line."""
     assert json.loads(form().broken(LevelUnavailable("small: it died"))) == {"error": "small: it died"}
+
+
+def test_a_stream_breaks_off_with_its_error_also_where_a_file_is_named_by_no_text() -> None:
+    """As in a folder that an older system has named; UTF-8 has no place for it."""
+    error = LevelUnavailable("small: /mod\udce8les/größer.gguf: it died")
+    told = "small: /mod\\udce8les/größer.gguf: it died"
+    assert json.loads(form().broken(error)) == {"error": told}
+    assert orjson.loads(orjson.dumps(body_of(error)))["error"]["message"] == told
 
 
 ARGUMENTS = st.dictionaries(st.text(max_size=4), st.integers(-9, 9) | st.text(max_size=4), max_size=3)
