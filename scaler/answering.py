@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Any, NamedTuple
 
 from scaler.errors import LevelUnavailable, NeverAsked
-from scaler.handoff import ends, says_something
+from scaler.handoff import says_something
 from scaler.passed_on import NO_HEADERS, with_headers
 from scaler.performance import AnswerSample
 from scaler.switching import Lease
@@ -45,7 +45,7 @@ class Answering:
         self._taker: asyncio.Future[None] | None = None
         self._room = asyncio.Event()
         self.gave_way = False
-        """Whether the drain limits were used up before the answer had ended; what is missing is another level's."""
+        """Whether the drain limits were used up before the model had said all; what is missing is another level's."""
 
     async def stream(self, asking: Asking) -> AsyncGenerator[list[dict[str, Any]], None]:
         """Yield the answer's chunks, those together that came together, up to where the model had to go.
@@ -62,14 +62,12 @@ class Answering:
         lease.on_cut = lambda: _cancel(pump)
         if lease.cut:
             pump.cancel()
-        finished = False
         try:
             while True:
                 if arrived:
                     taken = list(arrived)
                     arrived.clear()
                     self._room.set()
-                    finished = finished or any(map(ends, taken))
                     yield taken
                 elif pump.done():
                     break
@@ -82,7 +80,7 @@ class Answering:
                 self._unasked = isinstance(error, NeverAsked)
                 self._failed = isinstance(error, LevelUnavailable)
                 await pump
-            self.gave_way = lease.cut and not finished
+            self.gave_way = lease.cut
         finally:
             if not pump.done():
                 pump.cancel()
@@ -171,8 +169,11 @@ async def collect(parts: AsyncIterator[list[Chunk]]) -> Chunk:
             if piece.get("finish_reason") is not None:
                 choice["finish_reason"] = piece["finish_reason"]
             if piece.get("logprobs") is not None:
-                tokens = choice.setdefault("logprobs", {"content": []})["content"]
-                tokens.extend(piece["logprobs"].get("content") or ())
+                logprobs = choice.setdefault("logprobs", {})
+                # A completion may have several lists beside each other, one entry a token in each.
+                for key, some in piece["logprobs"].items():
+                    if isinstance(some, list):
+                        logprobs.setdefault(key, []).extend(some)
     whole["choices"] = [{"index": index, **choice} for index, choice in sorted(choices.items())]
     return Chunk(chunks[-1].level if chunks else "", whole)
 

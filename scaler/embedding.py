@@ -141,6 +141,12 @@ class Embeddings:
                 raise LevelUnavailable(cause) from error
             except asyncio.CancelledError:
                 if self._given_up is None:
+                    loading = self._loading
+                    if loading.done() and not loading.cancelled() and loading.exception() is None:
+                        # Loaded in this very moment, and nobody else knows of it.
+                        self._unloading = asyncio.create_task(
+                            self._unload(loading.result()), name=f"unload {self.name}"
+                        )
                     raise
             else:
                 self._scaler.note(EmbeddingsLoaded(self.name, self._clock() - began_s, room.reason))

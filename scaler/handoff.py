@@ -8,8 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scaler.normal_form import answers_asked
+
 LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
 """What a request may call its token limit; the first that is set counts."""
+FORMS = (
+    "grammar", "json_schema", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+)  # fmt: skip
+"""What a request may call the form of an answer, beside ``response_format``: llama.cpp's words, and vLLM's new and old.
+
+Source: https://docs.vllm.ai/en/latest/features/structured_outputs/
+"""
 
 
 def says_something(data: Mapping[str, Any]) -> bool:
@@ -51,20 +60,21 @@ class Splice:
         self._request = request
         # Half a tool call or half a JSON document is of no use to the next level. Where the client sees nothing
         # before the end, it can be begun anew; so nothing counts as passed on until it is whole.
-        self._several, self._formed = _several(request), _formed(request)
+        self._asked = answers_asked(request)
+        self._several, self._formed = self._asked > 1 or _of_tokens(request), _formed(request)
         self._whole_only = not streamed and (self._several or self._formed or bool(request.get("tools")))
         self._stops = _stops(request)
         self._held: list[tuple[str, dict[str, Any]]] = []
         self._text: list[str] = []
         self._first: dict[str, Any] = {}
-        self._open: dict[int, bool] = {}
+        self._ended: set[int] = set()
         self._seam: Seam | None = None
-        self._carried = 0
+        self._carried = self._read_again = 0
         self._called = False
         self.tokens = 0
         """How many tokens were passed on."""
         self.finished = False
-        """Whether the end of the answer was passed on, or there is nothing more that could be."""
+        """Whether the end of the answer, of each where it is several, has come, or nothing more could come."""
         self.level = ""
         """The level that made the latest of what was passed on."""
 
@@ -91,6 +101,7 @@ class Splice:
         """
         self._held.clear()
         if not self.begun:
+            self._ended.clear()
             return dict(self._request)
         if self._called or self._several or (self._text and self._formed):
             return None
@@ -102,9 +113,12 @@ class Splice:
             request["max_tokens"] = limit - self.tokens
         text = self.text
         self._seam = Seam(text, self._stops) if self._stops else None
-        self._carried = self.tokens
+        self._carried, self._read_again = self.tokens, len(self._text)
         if "prompt" in request:
-            return {**request, "prompt": f"{request['prompt']}{text}"}
+            prompt = request["prompt"]
+            # What was echoed of it is told already.
+            going_on = text.removeprefix(prompt) if request.pop("echo", None) else text
+            return {**request, "prompt": f"{prompt}{going_on}"}
         # What it thought is told already; to think again would repeat it.
         request = without_thinking(request)
         if not text:
@@ -121,6 +135,9 @@ class Splice:
         if self._carried and not self._continue(data):
             return []
         self._held.append((level, data))
+        if ends(data):
+            self._ended |= {choice.get("index", 0) for choice in data["choices"] if choice.get("finish_reason")}
+            self.finished = len(self._ended) >= self._asked
         if self._whole_only or not (self.begun or ends(data) or says_something(data)):
             return []
         return self.rest()
@@ -143,8 +160,8 @@ class Splice:
                 **self._first,
                 "choices": [
                     {"index": index, **({"text": ""} if plain else {"delta": {}}), "finish_reason": "length"}
-                    for index, is_open in sorted((self._open or {0: True}).items())
-                    if is_open
+                    for index in range(self._asked)
+                    if index not in self._ended
                 ],
             }
         ]
@@ -154,24 +171,20 @@ class Splice:
             self._first = {key: data[key] for key in ("id", "object", "created", "model") if key in data}
         self.level = level
         for choice in data.get("choices", ()):
-            index = choice.get("index", 0)
             delta = choice.get("delta") or {}
             text = choice.get("text") or delta.get("content")
-            if text and index == 0:
+            if text and choice.get("index", 0) == 0:
                 self._text.append(text)
             called = bool(delta.get("tool_calls"))
             self._called = self._called or called
             if text or called or _thought(delta):
                 self.tokens += 1
-            self._open[index] = not choice.get("finish_reason")
-        if self._open and not any(self._open.values()):
-            self.finished = True
 
     def _continue(self, data: dict[str, Any]) -> bool:
         """Make a chunk of a later level one of the same answer; False when there is nothing in it to pass on."""
         data |= {key: value for key, value in self._first.items() if key != "model" and key in data}
         if (usage := data.get("usage")) is not None:
-            data["usage"] = _added(usage, self._carried, as_prompt=bool(self._text))
+            data["usage"] = _added(usage, self._carried, self._read_again)
         choices = data.get("choices")
         if not choices:
             return usage is not None
@@ -183,7 +196,8 @@ class Splice:
                     delta.pop("content", None)
             if self._seam is not None:
                 self._pass_seam(choice, self._seam)
-        return ends(data) or says_something(data)
+        # Of a text that the seam withholds, the tokens are told as they come.
+        return ends(data) or says_something(data) or any(choice.get("logprobs") for choice in choices)
 
     def _pass_seam(self, choice: dict[str, Any], seam: Seam) -> None:
         where, key = (choice["delta"], "content") if "delta" in choice else (choice, "text")
@@ -247,21 +261,20 @@ def _stops(request: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(one for one in stops if isinstance(one, str) and one)
 
 
-def _several(request: Mapping[str, Any]) -> bool:
-    """Whether more than one answer is asked for."""
-    number = request.get("n")
-    return (isinstance(number, int) and number > 1) or ("prompt" in request and not isinstance(request["prompt"], str))
+def _of_tokens(request: Mapping[str, Any]) -> bool:
+    """Whether it has a prompt that no text can be added to."""
+    return "prompt" in request and not isinstance(request["prompt"], str)
 
 
 def _formed(request: Mapping[str, Any]) -> bool:
     """Whether the whole text has to be of a form, which a level that gets it half done cannot know the rest of."""
     form = request.get("response_format")
-    structured = isinstance(form, Mapping) and form.get("type") in ("json_object", "json_schema")
-    return structured or bool(request.get("grammar") or request.get("json_schema"))
+    structured = isinstance(form, Mapping) and form.get("type") not in (None, "text")
+    return structured or any(request.get(key) for key in FORMS)
 
 
-def _added(usage: Mapping[str, Any], carried: int, *, as_prompt: bool) -> dict[str, Any]:
-    """The usage of the whole answer: the levels before made ``carried`` tokens, which the last one read as prompt."""
+def _added(usage: Mapping[str, Any], carried: int, read_again: int) -> dict[str, Any]:
+    """The usage of the whole answer: the levels before made ``carried`` tokens, of which the last one read some."""
     made = usage.get("completion_tokens", 0) + carried
-    read = max(0, usage.get("prompt_tokens", 0) - (carried if as_prompt else 0))
+    read = max(0, usage.get("prompt_tokens", 0) - read_again)
     return {**usage, "prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}

@@ -7,6 +7,7 @@ a level if it must, and is answered; it knows no thresholds and reads no sensors
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import uuid
 from collections import deque
@@ -410,7 +411,8 @@ class ModelManager:
             said.levels,
             identity,
             choice["finish_reason"],
-            whole.get("usage", {}).get("completion_tokens", 0),
+            # One that had to be ended comes without a count.
+            whole.get("usage", {}).get("completion_tokens", sum(says_something(chunk.data) for chunk in chunks)),
             self._clock() - began,
             first,
             tuple(choice["message"].get("tool_calls", ())),
@@ -639,17 +641,28 @@ class ModelManager:
 async def _said(chunks: list[Chunk]) -> tuple[Mapping[str, Any], Said]:
     """The whole answer of ``chunks``, and what the conversation keeps of it: what the next request must contain.
 
-    That is as OpenAI's clients send it: the tool calls, but not the thinking.
+    That is as OpenAI's clients send it: the tool calls, but not the thinking, and no call that was cut short.
     """
 
     async def at_once() -> AsyncIterator[list[Chunk]]:
         yield chunks
 
     ended_by, whole = await collect(at_once())
-    answer = whole["choices"][0]["message"]
-    calls = answer.get("tool_calls")
+    choice = whole["choices"][0]
+    answer, calls = choice["message"], choice["message"].get("tool_calls")
+    if calls and choice["finish_reason"] == "length":
+        # Runtimes refuse half a call, and with it every later turn.
+        calls = [call for call in calls if _is_json(call["function"]["arguments"])]
     message = {"role": "assistant", "content": answer["content"] or (None if calls else "")}
     # Who only ended what another had said to the end made nothing of it; an empty answer is the one's who gave it.
     made = [chunk.level for chunk in chunks if says_something(chunk.data)] or [ended_by]
     levels = tuple(level for level, _ in groupby(made))
     return whole, Said({**message, "tool_calls": calls} if calls else message, datetime.now(UTC), levels)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -24,7 +24,15 @@ CHOICES = ("none", "auto", "required")
 def normal_form(request: Mapping[str, Any]) -> Mapping[str, Any]:
     """The request that means the same. Raises RequestRejected."""
     _check_grammar(request)
-    return _with_choice(_without_empty_stops(request))
+    return _with_choice(_without_empty_stops(_with_one_prompt(request)))
+
+
+def answers_asked(request: Mapping[str, Any]) -> int:
+    """How many answers a request asks for: of each prompt so many; a prompt may be a list of tokens as well."""
+    number, prompts = request.get("n"), request.get("prompt")
+    several = len(prompts) if isinstance(prompts, list) and not all(isinstance(one, int) for one in prompts) else 1
+    # Never none: an answer that is cut would be taken for a whole one.
+    return several * (max(1, number) if isinstance(number, int) else 1)
 
 
 def _check_grammar(request: Mapping[str, Any]) -> None:
@@ -56,6 +64,14 @@ def _references(schema: Any) -> Iterator[None]:
             left += one.values()
         elif isinstance(one, list):
             left += one
+
+
+def _with_one_prompt(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A list of one prompt, as LangChain sends it, as that prompt: of a list no other level can go on with the text."""
+    prompt = request.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
+        return {**request, "prompt": prompt[0]}
+    return request
 
 
 def _without_empty_stops(request: Mapping[str, Any]) -> Mapping[str, Any]:

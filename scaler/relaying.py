@@ -17,7 +17,7 @@ from scaler.conversations.fitting import fit
 from scaler.courses import Courses
 from scaler.errors import LevelUnavailable, NeverAsked, QueueFull, RequestRejected, RequestTimedOut
 from scaler.events import AnswerHandedOver
-from scaler.handoff import Splice, token_limit, without_thinking
+from scaler.handoff import LIMITS, Splice, token_limit, without_thinking
 from scaler.normal_form import normal_form
 from scaler.passed_on import NO_HEADERS
 from scaler.proactive import ProactiveScaler
@@ -78,7 +78,7 @@ class Relay:
             while todo is not None:
                 try:
                     left = max(0.0, until - self._clock())
-                    lease = await self._switcher.lease(left, self._why(level), level=level, ahead=splice.begun)
+                    lease = await self._switcher.lease(left, self._why(level), level=level, ahead=bool(course.parts))
                 except (QueueFull, RequestTimedOut):
                     if not splice.begun:
                         raise
@@ -88,11 +88,16 @@ class Relay:
                     break
                 if gone is not None and lease.model is gone[0]:
                     lease.release()
-                    if self._clock() >= until:
+                    if self._clock() < until:
+                        await asyncio.sleep(AGAIN_S)
+                        continue
+                    if not splice.begun:
                         raise gone[1]
-                    await asyncio.sleep(AGAIN_S)
-                    continue
-                answering, failure, leased_s = Answering(lease, self._clock), None, self._clock()
+                    if failure is not None:
+                        raise failure
+                    break
+                before, failure = failure, None
+                answering, leased_s = Answering(lease, self._clock), self._clock()
                 answering.headers = course.asks(lease.level, answering)
                 try:
                     asking = partial(self._prepare, todo, splice, lease)
@@ -142,8 +147,10 @@ class Relay:
                     failure = None if answering.gave_way else failure
                     if isinstance(failure, NeverAsked):
                         # It had no part in the answer.
+                        failure = before
                         continue
-                    scaler.note(AnswerHandedOver(lease.level, splice.tokens, str(failure) if failure else None))
+                    if todo is not None:
+                        scaler.note(AnswerHandedOver(lease.level, splice.tokens, str(failure) if failure else None))
             if ending := splice.ending():
                 course.outcome = "shortened"
                 yield [Chunk(splice.level, one) for one in ending]
@@ -159,8 +166,9 @@ class Relay:
 
     async def _prepare(self, request: Mapping[str, Any], splice: Splice, lease: Lease) -> dict[str, Any]:
         """The request as the level can take it: shortened where the pre-flight check says so of it, and fitted."""
-        asked, check = dict(request), self._scaler.check_preflight_resources()
-        limit = asked.pop("max_completion_tokens", None) or token_limit(asked)
+        # By one name: of two that differ, llama.cpp goes by the one of its own.
+        asked, limit = {key: value for key, value in request.items() if key not in LIMITS}, token_limit(request)
+        check = self._scaler.check_preflight_resources()
         # One that has begun goes on as it was meant to be: if this level has to give way as well, the next one goes on.
         # So it is with one for which nothing is left: its lease is about to be cut.
         if check.max_tokens and check.level == lease.level and not splice.begun:
@@ -169,6 +177,9 @@ class Relay:
                 asked = without_thinking(asked)
         if limit is not None:
             asked["max_tokens"] = limit
+            if isinstance(least := asked.get("min_tokens"), int):
+                # vLLM refuses one that is above the limit, which may be ours.
+                asked["min_tokens"] = min(least, limit)
         if "messages" in asked:
             context = lease.settings.context_tokens
             reserved = min(limit or context // ANSWER_SHARE, context // 2)

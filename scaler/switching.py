@@ -101,6 +101,13 @@ class Lease:
         if self.tokens >= self._token_limit:
             self._end()
 
+    def unlimit(self) -> None:
+        """Let the answer have all that it wants: its model stays."""
+        self._token_limit = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def release(self) -> None:
         """Give the model back. Safe to call twice."""
         if self._timer is not None:
@@ -282,9 +289,10 @@ class Switcher:
     ) -> Lease:
         """Wait for a level that serves and take a share of it.
 
-        ``level`` insists on one: it must serve, or stand by. ``ahead`` is for an answer that has begun: it is not
-        turned away for the number of those who wait. Raises QueueFull when too many wait already, RequestTimedOut
-        after ``wait_s`` seconds, with ``why``, LevelUnavailable when ``level`` is on the ladder no more.
+        ``level`` insists on one: it must serve, or stand by. ``ahead`` is for a request that was let in before, whose
+        level gave way or died: it is not turned away for the number of those who wait. Raises QueueFull when too many
+        wait already, RequestTimedOut after ``wait_s`` seconds, with ``why``, LevelUnavailable when ``level`` is on the
+        ladder no more.
         """
         if (loaded := self._open_for(level)) is not None:
             return Lease(loaded)
@@ -543,6 +551,9 @@ class Switcher:
         """Let requests through if there is a model to take them."""
         self._closed_for = None
         if self._current is not None and not self._current.dead:
+            # It may have begun to drain for a switch that was overtaken.
+            for lease in self._current.leases:
+                lease.unlimit()
             self._ready.set()
         self._opened.set()
 

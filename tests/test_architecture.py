@@ -75,7 +75,7 @@ def test_a_ladder_is_proposed_without_input_or_output(name: str, allowed: set[st
             "runtimes",
             {
                 *("errors", "extras", "levels", "level_settings", "passed_on", "settings", "paths", "descriptions"),
-                *("absent", "cgroup_mounts", "readings"),
+                *("absent", "cgroup_mounts", "normal_form", "readings"),
             },
         ),
         ("recordings", {"errors", "levels", "private_files", "readings"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from copy import deepcopy
 
 from scaler.conversations.protocol import Said
 
@@ -27,8 +28,10 @@ class MemoryConversations:
         """Append a turn."""
         if not turn:
             return
+        # The messages are the caller's, who may change them.
+        kept = deepcopy(tuple(turn))
         with self._lock:
-            self._histories[conversation_id] = (*self._histories.pop(conversation_id, ()), *turn)
+            self._histories[conversation_id] = (*self._histories.pop(conversation_id, ()), *kept)
             while len(self._histories) > self._keep:
                 self._histories.popitem(last=False)
 

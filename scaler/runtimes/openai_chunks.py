@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from scaler.normal_form import answers_asked
 from scaler.runtimes.event_stream import EventStream
 
 EVENT_LIMIT_BYTES = 16 * 1024**2
@@ -31,7 +32,7 @@ class EventReader:
         # Here, because to import it again for every block is a good part of what reading a block costs.
         self._loads = orjson.loads
         self._events = EventStream(EVENT_LIMIT_BYTES)
-        self._asked, self._finished = _answers(request), set[int]()
+        self._asked, self._finished = answers_asked(request), set[int]()
         self._calls: dict[int, list[tuple[int | None, str | None]]] = {}
         self.ended = False
 
@@ -100,14 +101,6 @@ class EventReader:
             place = len(begun)
             begun.append((told, identity))
         call["index"] = place
-
-
-def _answers(request: Mapping[str, Any]) -> int:
-    """How many answers a request asks for: of each prompt so many; a prompt may be a list of tokens as well."""
-    number, prompts = request.get("n"), request.get("prompt")
-    several = len(prompts) if isinstance(prompts, list) and not all(isinstance(one, int) for one in prompts) else 1
-    # Never none: an answer that is cut would be taken for a whole one.
-    return several * (max(1, number) if isinstance(number, int) else 1)
 
 
 def _is_a_word(choice: Any) -> bool:

@@ -22,12 +22,14 @@ from scaler.serving.errors import body_of
 
 NO_LIMIT = -1
 """As a token limit it means none to llama.cpp and LM Studio, and so to programs that were written for them."""
+MOST_ANSWERS = 128
+"""To one request, as OpenAI has it."""
 
 _KINDS: Mapping[str, tuple[type | UnionType, str]] = {
     "stream": (bool, "true or false"),
     "stream_options": (dict, "an object"),
     "chat_template_kwargs": (dict, "an object"),
-    "n": (int, "a whole number from 1"),
+    "n": (int, f"a whole number from 1 to {MOST_ANSWERS}"),
     "stop": (str | list, "a text or a list of texts"),
     "tools": (list, "a list of objects"),
     "tool_choice": (str | dict, "a text or an object"),
@@ -142,6 +144,8 @@ def checked(raw: bytes) -> dict[str, Any]:
         # To Python, true is a number as well.
         if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
             raise RequestRejected(f"{name!r} must be {words}")
+    if (number := body.get("n")) is not None and not 1 <= number <= MOST_ANSWERS:
+        raise RequestRejected(f"'n' must be {_KINDS['n'][1]}")
     form = body.get("response_format") or {}
     if form.get("type") == "json_schema" and not _has_schema(form):
         # llama.cpp would take it for any JSON.

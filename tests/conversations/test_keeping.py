@@ -47,6 +47,15 @@ def test_a_conversation_is_remembered_in_order_and_by_its_id(keeper: Keeper) -> 
     assert kept.history("b") == tuple(turn("x"))
 
 
+def test_what_was_said_stays_said_whatever_becomes_of_the_message(keeper: Keeper) -> None:
+    """A program may use one for its next question, or put what it is given into words of its own."""
+    kept = keeper()
+    asked: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": "one"}]}
+    kept.extend("a", [Said(asked, AT)])
+    asked["content"][0]["text"] = "two"
+    assert kept.history("a")[0].message["content"] == [{"type": "text", "text": "one"}]
+
+
 def test_the_conversation_that_was_continued_longest_ago_is_forgotten_first(keeper: Keeper) -> None:
     """Room for histories is bounded like all other room."""
     kept = keeper(keep=2)

@@ -136,9 +136,10 @@ FORM: dict[str, Any] = {"response_format": {"type": "json_schema", "json_schema"
     [
         ({"tools": [{}]}, said(**CALL)),
         (FORM, said('{"a"')),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, said("y")),
         ({"n": 2}, {"choices": [{"index": 1, "delta": {"content": "x"}}]}),
     ],
-    ids=["tool call", "JSON", "several choices"],
+    ids=["tool call", "JSON", "vLLM's form", "several choices"],
 )
 def test_half_a_tool_call_is_ended_when_streamed_and_begun_anew_when_not(
     options: dict[str, Any], chunk: dict[str, Any]
@@ -181,6 +182,73 @@ def test_the_usage_is_that_of_the_whole_answer() -> None:
         "small", {"choices": [], "usage": {"prompt_tokens": 13, "completion_tokens": 1, "total_tokens": 14}}
     )
     assert last["usage"] == {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
+
+
+def test_what_was_thought_is_no_part_of_the_prompt_that_the_next_level_reads() -> None:
+    """It is not told to the next level; to take it off the prompt would leave nothing of that."""
+    splice = Splice({"messages": [ASK]}, streamed=True)
+    splice.next_request()
+    for _ in range(50):
+        splice.add("large", said(reasoning_content="hm "))
+    splice.add("large", said("a"))
+    splice.next_request()
+    splice.add("small", said("b", finish="stop"))
+    ((_, last),) = splice.add(
+        "small", {"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 1, "total_tokens": 12}}
+    )
+    assert last["usage"] == {"prompt_tokens": 10, "completion_tokens": 52, "total_tokens": 62}
+
+
+def test_several_answers_are_passed_on_to_the_end_also_where_they_come_one_after_the_other() -> None:
+    """As llama.cpp completes several prompts with one slot: the end of the first is not that of all."""
+    splice = Splice({"prompt": ["One", "Two"]}, streamed=True)
+    splice.next_request()
+    passed = []
+    for index, text in ((0, "a"), (1, "b")):
+        assert not splice.finished
+        passed += splice.add("small", {"choices": [{"index": index, "text": text, "finish_reason": None}]})
+        passed += splice.add("small", {"choices": [{"index": index, "text": "", "finish_reason": "stop"}]})
+    assert [(choice["index"], choice["text"]) for _, chunk in passed for choice in chunk["choices"]] == [
+        *((0, "a"), (0, "")),
+        *((1, "b"), (1, "")),
+    ]
+    assert splice.finished
+    assert splice.ending() == []
+
+
+def test_of_several_answers_those_that_had_not_ended_are_ended() -> None:
+    """One that had not even begun, too: the client waits for it."""
+    splice = Splice({"messages": [ASK], "n": 3}, streamed=True)
+    splice.next_request()
+    splice.add("large", said("whole", finish="stop"))
+    splice.add("large", {"choices": [{"index": 1, "delta": {"content": "half"}, "finish_reason": None}]})
+    assert splice.next_request() is None
+    (last,) = splice.ending()
+    assert [(choice["index"], choice["finish_reason"]) for choice in last["choices"]] == [(1, "length"), (2, "length")]
+
+
+def test_probabilities_of_what_is_withheld_at_the_seam_are_told() -> None:
+    """The text comes a chunk later; its tokens come as they were made."""
+    splice = Splice({"messages": [ASK], "stop": "END"}, streamed=True)
+    splice.next_request()
+    splice.add("large", said("an E"))
+    splice.next_request()
+    passed = []
+    for text in ("N", "ough"):
+        chunk = said(text)
+        chunk["choices"][0]["logprobs"] = {"content": [{"token": text}]}
+        passed += splice.add("small", chunk)
+    assert text_of(passed) == "Nough"
+    tokens = [token for _, chunk in passed for token in chunk["choices"][0]["logprobs"]["content"]]
+    assert [token["token"] for token in tokens] == ["N", "ough"]
+
+
+def test_a_prompt_that_is_echoed_is_not_completed_twice() -> None:
+    """vLLM repeats the prompt where it is asked to: that is no part of what was said, and is told already."""
+    splice = Splice({"prompt": "Once", "echo": True}, streamed=True)
+    splice.next_request()
+    splice.add("large", {"choices": [{"index": 0, "text": "Once upon", "finish_reason": None}]})
+    assert splice.next_request() == {"prompt": "Once upon"}
 
 
 def test_a_prompt_is_completed_from_where_it_stands() -> None:

@@ -40,6 +40,14 @@ def test_a_choice_among_tools_leaves_those_that_were_chosen(choice: Any, tools: 
     assert (plain["tools"], plain.get("tool_choice")) == (tools, mode)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "as_asked"), [(["Once"], "Once"), (["Once", "Twice"], ["Once", "Twice"]), ([7], [7]), ([[7]], [[7]])]
+)
+def test_a_list_of_one_text_is_that_text(prompt: Any, as_asked: Any) -> None:
+    """LangChain sends every prompt so; Ollama takes no list, and of one no level goes on with what another began."""
+    assert normal_form({"prompt": prompt}) == {"prompt": as_asked}
+
+
 def test_a_choice_of_no_tool_offers_none() -> None:
     """There is nothing that could be called."""
     assert normal_form({**ASK, "tool_choice": allowed("auto")}) == {"messages": ASK["messages"]}

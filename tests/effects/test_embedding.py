@@ -189,6 +189,21 @@ async def test_a_load_is_given_up_at_once_when_memory_turns_critical(scene: Scen
 
 
 @on_stage
+async def test_who_gives_up_at_the_moment_in_which_the_load_ends_leaves_nothing_loaded(scene: Scene) -> None:
+    """Nobody would know of the model, and its memory would be gone for good."""
+    scene.runtime.gate.clear()
+    asked = asyncio.create_task(scene.embeddings.embed(TEXT))
+    await scene.runtime.begun.wait()
+    scene.runtime.gate.set()
+    # Behind the end of the load, and before whoever waits for it hears of that.
+    asyncio.get_running_loop().call_soon(asked.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert await scene.embeddings.embed(TEXT) == {"data": []}
+    assert scene.runtime.log == ["load", "unload", "load"]
+
+
+@on_stage
 async def test_who_gives_up_waiting_for_the_load_is_cancelled_and_nothing_else(scene: Scene) -> None:
     """A client that hangs up: that is no failure to tell anybody."""
     scene.runtime.gate.clear()

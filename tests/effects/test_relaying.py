@@ -13,6 +13,7 @@ import pytest
 from scaler.answering import Chunk, collect
 from scaler.errors import LevelUnavailable, NeverAsked, RequestTimedOut
 from scaler.events import AnswerHandedOver, StandbyLost
+from scaler.handoff import LIMITS
 from scaler.level_settings import EmbeddedLevel
 from tests.effects.test_switching import Model, Stage, on_stage
 
@@ -70,6 +71,147 @@ async def test_an_answer_that_gave_way_and_finds_no_level_ends_shortened(stage: 
     _, choice = await answer
     assert choice["message"]["content"] == "small0 small1 "
     assert choice["finish_reason"] == "length"
+
+
+@in_a_hurry
+async def test_an_answer_that_gave_way_to_a_level_that_is_gone_ends_shortened(stage: Stage) -> None:
+    """No model died under it: what never took it up is no reason to tell the client of an error."""
+    answer = await begun(stage, "large", 2)
+    stage.runtime.busy = True
+    await stage.told.until("switched", stage.ask("small", beside=False, drain_s=0.0))
+    small = stage.runtime.models["small"]
+    while not small.asked:
+        await asyncio.sleep(0)
+    small.die()
+    _, choice = await answer
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("large0 large1 ", "length")
+
+
+@in_a_hurry
+async def test_an_answer_that_gave_way_to_a_level_whose_end_nobody_hears_of_ends_shortened(stage: Stage) -> None:
+    """It is asked no more when the waiting is over, and what was said stands."""
+    answer = await begun(stage, "large", 2)
+    stage.runtime.busy = True
+    await stage.told.until("switched", stage.ask("small", beside=False, drain_s=0.0))
+    small = stage.runtime.models["small"]
+    small.heard_of.clear()
+    while not small.asked:
+        await asyncio.sleep(0)
+    small.die()
+    _, choice = await answer
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("large0 large1 ", "length")
+
+
+@pytest.mark.parametrize(
+    ("streamed", "texts", "reasons"),
+    [(True, ["large0", "large1"], ["stop", "length"]), (False, ["small0", "small1 small1"], ["stop", "stop"])],
+)
+def test_of_two_answers_of_which_one_has_ended_the_other_is_not_forgotten(
+    streamed: bool, texts: list[str], reasons: list[str]
+) -> None:
+    """The level gives way between the two ends: a client that saw them gets an end of both, any other both whole."""
+
+    async def two(model: Model, _: object) -> AsyncIterator[dict[str, Any]]:
+        def chunk(index: int, text: str, finish: str | None = None) -> dict[str, Any]:
+            return {"choices": [{"index": index, "delta": {"content": text}, "finish_reason": finish}]}
+
+        yield chunk(0, f"{model.name}0")
+        yield chunk(1, f"{model.name}1")
+        yield chunk(0, "", "stop")
+        await model.more.acquire()
+        yield chunk(1, f" {model.name}1", "stop")
+
+    @on_stage
+    async def test(stage: Stage) -> None:
+        with mock.patch.object(Model, "chat", two):
+            await stage.serve("large")
+            answer = asyncio.create_task(collect(stage.relay.answer({**TALK, "n": 2}, streamed=streamed)))
+            for _ in range(50):
+                await asyncio.sleep(0)
+            await stage.told.until("switched", stage.ask("small", beside=False, drain_s=0.0))
+            let_speak(stage, "small")
+            _, whole = await answer
+        assert [choice["message"]["content"] for choice in whole["choices"]] == texts
+        assert [choice["finish_reason"] for choice in whole["choices"]] == reasons
+
+    test()
+
+
+@on_stage
+async def test_an_answer_that_can_only_be_ended_is_not_told_to_go_on(stage: Stage) -> None:
+    """Half of a JSON document was shown: the person who reads the journal looks for no level that has the rest."""
+    answer = await begun(stage, "large", 2, response_format={"type": "json_object"})
+    await stage.told.until("switched", stage.ask("small", beside=False, drain_s=0.0))
+    level, choice = await answer
+    assert (level, choice["finish_reason"]) == ("large", "length")
+    assert not [event for event in stage.events if isinstance(event, AnswerHandedOver)]
+
+
+@on_stage
+async def test_a_request_that_was_let_in_is_not_turned_away_when_its_level_gives_way(stage: Stage) -> None:
+    """It had said nothing yet, and meanwhile as many wait as may."""
+    answer = await begun(stage, "large", 0)
+    stage.runtime.gate.clear()
+    stage.ask("small", beside=False)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    others = [asyncio.create_task(stage.answer(0)) for _ in range(2)]
+    while stage.switcher.waiting < len(others):
+        await asyncio.sleep(0)
+    stage.hurry("small", 0.0, 0)
+    while stage.switcher.waiting <= len(others) and not answer.done():
+        await asyncio.sleep(0)
+    stage.runtime.gate.set()
+    await asyncio.gather(*others)
+    let_speak(stage, "small")
+    level, choice = await answer
+    assert (level, choice["finish_reason"]) == ("small", "stop")
+
+
+@on_stage
+async def test_an_answer_whose_switch_is_overtaken_by_its_own_level_goes_on_there_without_a_limit(stage: Stage) -> None:
+    """Else a call of a tool would be cut in the middle, by a level that stays."""
+    answer = await begun(stage, "large", 1)
+    stage.ask("small", beside=False, drain_s=1e6, drain_tokens=2)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await stage.told.until("switched", stage.ask("large"))
+    let_speak(stage, "large")
+    level, choice = await answer
+    assert (level, choice["message"]["content"]) == ("large", "large0 large1 large2 large3 ")
+    assert stage.runtime.models["large"].closed_answers == 1
+    assert not [event for event in stage.events if isinstance(event, AnswerHandedOver)]
+
+
+@on_stage
+async def test_a_limit_is_told_by_one_name(stage: Stage) -> None:
+    """Of two, llama.cpp goes by the one of its own, whatever was left of the budget."""
+    let_speak(stage, (await stage.serve("small")).name)
+    await stage.answer(1, max_completion_tokens=7, n_predict=500)
+    asked = stage.runtime.models["small"].asked
+    assert {key: asked[key] for key in LIMITS if key in asked} == {"max_tokens": 7}
+
+
+@on_stage
+async def test_what_is_left_of_a_limit_is_never_below_what_the_answer_must_have(stage: Stage) -> None:
+    """vLLM refuses that, and the answer would end in the middle for a request that was in order."""
+    answer = await begun(stage, "large", 2, max_tokens=4, min_tokens=3)
+    await stage.told.until("switched", stage.ask("small", beside=False, drain_s=0.0))
+    let_speak(stage, "small")
+    await answer
+    assert [model.asked["min_tokens"] for model in stage.runtime.models.values()] == [3, 2]
+
+
+def test_probabilities_of_a_completion_are_all_kept() -> None:
+    """In OpenAI's older form they are lists beside each other."""
+
+    async def parts() -> AsyncIterator[list[Chunk]]:
+        for text in ("a", "b"):
+            logprobs = {"tokens": [text], "token_logprobs": [-0.5], "top_logprobs": None}
+            yield [Chunk("small", {"choices": [{"index": 0, "text": text, "logprobs": logprobs}]})]
+
+    _, whole = asyncio.run(collect(parts()))
+    assert whole["choices"][0]["logprobs"] == {"tokens": ["a", "b"], "token_logprobs": [-0.5, -0.5]}
 
 
 @in_a_hurry

@@ -26,6 +26,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("'n'", {"n": 1.5}),
     ("'n'", {"n": True}),
     ("'n'", {"n": 0}),
+    ("'n' must be a whole number from 1 to 128", {"n": 129}),
     ("'stop'", {"stop": 3}),
     ("'stop'", {"stop": [3]}),
     ("'tools'", {"tools": "x"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -25,6 +26,7 @@ from scaler.manager import ModelManager
 from scaler.notices import Notice
 from tests.end_to_end.conftest import MIB, Machine
 from tests.end_to_end.test_ladder import COUNTED, Running, settles_at
+from tests.runtimes.openai_server import OpenAIServer
 
 COUNT = "Count to a thousand."
 
@@ -97,6 +99,28 @@ def test_an_answer_whose_model_was_killed_is_stored_once_and_whole(
         asyncio.run(talk())
         assert any(isinstance(event, AnswerHandedOver) for event in watch.told())
         assert told(manager.conversations.history("ada")) == [("user", COUNT, ()), ("assistant", COUNTED, ("small",))]
+
+
+def test_half_a_tool_call_is_not_remembered(running: Running) -> None:
+    """It reached the limit: a runtime would refuse it, and so every later turn of the conversation."""
+    look = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "look", "arguments": '{"at'}}
+    pieces = [({"content": "I look."}, None), ({"tool_calls": [call]}, None), ({}, "length")]
+    with OpenAIServer(big="") as server:
+        server.pieces = [
+            *(
+                b"data: %b\n\n" % json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": end}]}).encode()
+                for delta, end in pieces
+            ),
+            b"data: [DONE]\n\n",
+        ]
+        with running(ladder=[{"name": "far", "runtime": "openai", "url": server.url, "model": "big"}]) as (manager, _):
+            answer = manager.generate_response_sync("Where?", conversation_id="ada", tools=[look])
+            assert (answer.text, answer.finish_reason, answer.tokens) == ("I look.", "length", 2)
+            assert [said.message for said in manager.conversations.history("ada")] == [
+                {"role": "user", "content": "Where?"},
+                {"role": "assistant", "content": "I look."},
+            ]
 
 
 def test_a_file_that_cannot_be_used_is_told_before_anything_is_started(
