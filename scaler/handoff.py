@@ -135,10 +135,10 @@ class Splice:
         if self._carried and not self._continue(data):
             return []
         self._held.append((level, data))
-        if ends(data):
-            self._ended |= {choice.get("index", 0) for choice in data["choices"] if choice.get("finish_reason")}
+        if ended := {choice.get("index", 0) for choice in data.get("choices", ()) if choice.get("finish_reason")}:
+            self._ended |= ended
             self.finished = len(self._ended) >= self._asked
-        if self._whole_only or not (self.begun or ends(data) or says_something(data)):
+        if self._whole_only or not (self.begun or ended or says_something(data)):
             return []
         return self.rest()
 

@@ -109,17 +109,17 @@ def runs(pid: int) -> bool:
         return True
 
 
-async def gone_within(pid: int, seconds: float) -> bool:
-    """Whether a process ends in that time; returns as soon as it has."""
+async def gone_within(seconds: float, *pids: int) -> bool:
+    """Whether a process, or any of several, ends in that time; returns as soon as it has."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await gone(pid)
-    return not runs(pid)
+            await gone(*pids)
+    return not all(map(runs, pids))
 
 
-async def gone(pid: int) -> None:
-    """Wait until a process has ended."""
+async def gone(*pids: int) -> None:
+    """Wait until a process, or any of several, has ended."""
     while True:
-        if not runs(pid):
+        if not all(map(runs, pids)):
             return
         await asyncio.sleep(LOOK_EVERY_S)

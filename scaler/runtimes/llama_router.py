@@ -234,7 +234,7 @@ class LlamaRouterModel(LlamaCppModel):
         self._runtime.forget(self)
 
     async def _why_gone(self) -> str | None:
-        if not await gone_within(self.pid, GONE_S):
+        if not await gone_within(GONE_S, self.pid):
             return None
         # Until whoever watches it has noticed, too: else it would be asked again at once.
         await asyncio.sleep(LOOK_EVERY_S)

@@ -386,7 +386,7 @@ class LmStudioModel:
             except LevelUnavailable:
                 if runs(self.pid):
                     raise
-            if not await gone_within(self.pid, UNLOAD_S):
+            if not await gone_within(UNLOAD_S, self.pid):
                 raise self._rest.stays(self.instance)
         if self._runtime.has(self.instance, besides=self):
             return
@@ -395,7 +395,7 @@ class LmStudioModel:
             await self._rest.clear(self.instance)
 
     async def _why_gone(self) -> str | None:
-        return GONE if await gone_within(self.pid, GONE_S) else None
+        return GONE if await gone_within(GONE_S, self.pid) else None
 
 
 async def _outcome(rest: Rest, loading: _Loading, asked: asyncio.Task[Loaded]) -> Collection[str]:

@@ -233,7 +233,8 @@ class OllamaModel:
         self.settings, self._thinks, self._runtime = settings, thinks, runtime
         self.pid = pid
         """The process that holds it."""
-        self._ollama = parent(pid)
+        # With the Ollama that has it, where that can be told: one that crashes leaves the process behind.
+        self._processes = (pid,) if (holder := parent(pid)) is None else (pid, holder)
         self._asked_to_go = False
         self._server = ModelServer(
             _where(settings),
@@ -272,7 +273,7 @@ class OllamaModel:
 
     async def died(self) -> str:
         """Wait until the model is gone unasked; return what can be told of it."""
-        await self._lost()
+        await gone(*self._processes)
         if self._asked_to_go:
             await asyncio.get_running_loop().create_future()
         return f"{_where(self.settings)}: {self._end()}; Ollama's log says more"
@@ -292,7 +293,7 @@ class OllamaModel:
         try:
             async with _asking(self.settings, ASK_S) as client:
                 await client.generate(self.settings.model, keep_alive=0)
-            if not await gone_within(self.pid, UNLOAD_S):
+            if not await gone_within(UNLOAD_S, self.pid):
                 raise _stays(self.settings)
             if not self._runtime.has(self.settings, besides=self):
                 async with _asking(self.settings, ASK_S + UNLOAD_S) as client:
@@ -304,21 +305,11 @@ class OllamaModel:
         self._runtime.forget(self)
 
     async def _why_gone(self) -> str | None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GONE_S):
-                await self._lost()
-        return None if self._held() else self._end()
+        return self._end() if await gone_within(GONE_S, *self._processes) else None
 
     def _held(self) -> bool:
-        """Whether its process runs, and the Ollama that has it: one that crashes leaves the process behind."""
-        return runs(self.pid) and (self._ollama is None or runs(self._ollama))
-
-    async def _lost(self) -> None:
-        """Wait until it is not held any more."""
-        while True:
-            if not self._held():
-                return
-            await asyncio.sleep(LOOK_EVERY_S)
+        """Whether it is loaded still: its process runs, and the Ollama that has it."""
+        return all(map(runs, self._processes))
 
     def _end(self) -> str:
         """Why it is not held any more."""

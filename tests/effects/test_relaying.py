@@ -76,30 +76,28 @@ async def test_an_answer_that_gave_way_and_finds_no_level_ends_shortened(stage: 
 @in_a_hurry
 async def test_an_answer_that_gave_way_to_a_level_that_is_gone_ends_shortened(stage: Stage) -> None:
     """No model died under it: what never took it up is no reason to tell the client of an error."""
-    answer = await begun(stage, "large", 2)
-    stage.runtime.busy = True
-    await stage.told.until("switched", stage.ask("small", beside=False, drain_s=0.0))
-    small = stage.runtime.models["small"]
-    while not small.asked:
-        await asyncio.sleep(0)
-    small.die()
-    _, choice = await answer
-    assert (choice["message"]["content"], choice["finish_reason"]) == ("large0 large1 ", "length")
+    assert await given_way_to_one_that_is_gone(stage) == ("large0 large1 ", "length")
 
 
 @in_a_hurry
 async def test_an_answer_that_gave_way_to_a_level_whose_end_nobody_hears_of_ends_shortened(stage: Stage) -> None:
     """It is asked no more when the waiting is over, and what was said stands."""
+    assert await given_way_to_one_that_is_gone(stage, heard_of=False) == ("large0 large1 ", "length")
+
+
+async def given_way_to_one_that_is_gone(stage: Stage, *, heard_of: bool = True) -> tuple[str, str]:
+    """What becomes of an answer whose next level ends before it took it up: the text, and the finish reason."""
     answer = await begun(stage, "large", 2)
     stage.runtime.busy = True
     await stage.told.until("switched", stage.ask("small", beside=False, drain_s=0.0))
     small = stage.runtime.models["small"]
-    small.heard_of.clear()
+    if not heard_of:
+        small.heard_of.clear()
     while not small.asked:
         await asyncio.sleep(0)
     small.die()
     _, choice = await answer
-    assert (choice["message"]["content"], choice["finish_reason"]) == ("large0 large1 ", "length")
+    return choice["message"]["content"], choice["finish_reason"]
 
 
 @pytest.mark.parametrize(
