@@ -6,6 +6,8 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -33,8 +35,11 @@ from scaler.tracing import tracing
 MAX_BODY_BYTES = 32 * 1024**2
 """The largest request: a long conversation with a picture or two."""
 
-GRACE_S = 2.0
+GRACE_S = 4.0
 """For how long running answers may go on when the endpoint is stopped."""
+CUT_OFF_S = 2.0
+"""For so long it is waited that those which were cut off then have ended; who counts or traces them must still hear
+it."""
 IDLE_S = 75.0
 """A connection on which nothing was asked for so long is closed."""
 LINGER_S = 5.0
@@ -71,6 +76,7 @@ class Endpoint:
         self._page = Page()
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
+        self._connections: Connections | None = None
 
     @property
     def url(self) -> str:
@@ -116,23 +122,26 @@ class Endpoint:
             app.cleanup_ctx.append(self._tracing.lasting)
         History(self._manager).add_to(app)
         app.add_routes(self._page.routes())
+        # The last to come is the first to go.
+        app.cleanup_ctx.append(self._cut_off)
         # A client that hangs up cancels its handler, and with it the generation that nobody reads any more.
         runner = web.AppRunner(
             app,
             handler_cancellation=True,
             access_log=None,
             logger=connections.log,
-            shutdown_timeout=GRACE_S,
+            # aiohttp waits for so long twice: for the answer, and for its handler.
+            shutdown_timeout=GRACE_S / 2,
             keepalive_timeout=IDLE_S,
             lingering_time=LINGER_S,
         )
         await runner.setup()
         assert runner.server is not None  # as it was set up
-        protocols = Connections(runner.server, most=allowed.max_connections, receive_s=allowed.receive_s)
+        self._connections = Connections(runner.server, most=allowed.max_connections, receive_s=allowed.receive_s)
         handshake_s = None if self._tls is None else allowed.receive_s
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                protocols,
+                self._connections,
                 self._host,
                 self._port,
                 ssl=self._tls,
@@ -159,6 +168,14 @@ class Endpoint:
         if self._server is not None:
             self._server.close()
         await runner.cleanup()
+
+    async def _cut_off(self, _: web.Application) -> AsyncGenerator[None, None]:
+        """See to it that cancelled answers have ended before those leave who hear of it: aiohttp does not wait."""
+        yield
+        if self._connections is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CUT_OFF_S):
+                    await self._connections.answered()
 
 
 def _cause(error: OSError | UnicodeError) -> str:

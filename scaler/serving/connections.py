@@ -68,6 +68,9 @@ class Connections:
         self._unasked: dict[_Connection, None] = {}
         """Those that have asked for nothing that is not answered, the oldest first."""
         self._held, self._held_bytes = 0, held_bytes
+        self._in_work = 0
+        self._none_in_work = asyncio.Event()
+        self._none_in_work.set()
 
     def __call__(self) -> asyncio.Protocol:
         """The protocol of a new connection."""
@@ -94,6 +97,22 @@ class Connections:
             self._unasked.pop(connection, None)
         elif connection in self._open:
             self._unasked[connection] = None
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A request is answered meanwhile."""
+        self._in_work += 1
+        self._none_in_work.clear()
+        try:
+            yield
+        finally:
+            self._in_work -= 1
+            if not self._in_work:
+                self._none_in_work.set()
+
+    async def answered(self) -> None:
+        """Wait until no request is being answered; one whose client has gone is until its handler has ended."""
+        await self._none_in_work.wait()
 
     @contextmanager
     def holding(self, size: int) -> Iterator[Callable[[int], None]]:
@@ -136,7 +155,8 @@ async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
     connection = _connection_of(request)
     connection.begin()
     try:
-        return await handler(request)
+        with connection.bounds.working():
+            return await handler(request)
     finally:
         connection.end()
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import openai
@@ -18,7 +21,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from scaler.demo.models import COUNTS_TO
 from scaler.errors import ConfigError, ScalerError
 from scaler.serving.app import Endpoint
-from tests.end_to_end.conftest import MIB, Machine
+from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine
 from tests.end_to_end.test_ladder import COUNTED, settles_at
 
 Running = Callable[..., Any]
@@ -183,6 +186,35 @@ def test_a_client_that_hangs_up_frees_the_model(serving: Running) -> None:
         assert manager.answering == 1
         stream.close()
         watch.until(lambda: manager.answering == 0, "the model to be free")
+
+
+def test_a_request_that_the_end_cuts_off_has_ended_before_the_endpoint_has(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it takes to leave off: who counts requests, or traces them, is still there."""
+    asked, left_off = threading.Event(), threading.Event()
+
+    async def describe() -> None:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(10_000):
+                # Its connection is closed meanwhile, which cancels it once more.
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
+            left_off.set()
+
+    with running() as (manager, _):
+        monkeypatch.setattr(manager, "descriptions", describe)
+        endpoint = Endpoint(manager, "127.0.0.1", 0)
+        endpoint.start()
+        host, port = endpoint.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as line:
+            line.sendall(b"GET /api/tags HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert asked.wait(PATIENCE_S)
+            endpoint.stop()
+            assert left_off.is_set()
 
 
 def test_status_health_check_and_pin_answer(serving: Running) -> None:
