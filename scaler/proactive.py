@@ -232,7 +232,8 @@ class ProactiveScaler:
         read_at = self._read_at_s
         age = None if read_at is None else self._clock() - read_at
         if (age is None or age > self.policy.stale_after_s) and self.monitor.running:
-            self.monitor.read_now()
+            # Not left to whoever delivers it: another thread may be at that, and take its time.
+            self.observe(self.monitor.read_now())
             read_at = self._read_at_s
             age = None if read_at is None else self._clock() - read_at
         known = self._preflight

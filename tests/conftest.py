@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from scaler.demo.models import make_demo_models
+from scaler.file_lock import locked, unlocked
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 # How quick a shared machine is says nothing about the code.
@@ -25,7 +26,13 @@ settings.load_profile(PROFILE)
 def demo_models(request: pytest.FixtureRequest) -> dict[str, Path]:
     """The demo models' files by name."""
     folder = request.config.cache.mkdir("demo-models")
-    return {model.name: model.path for model in make_demo_models(folder, lambda *_: None)}
+    # One of the processes that share the tests makes them: what another made anew would change under those that run.
+    lock = locked(folder.with_name("demo-models.lock"), wait=True)
+    assert lock is not None
+    try:
+        return {model.name: model.path for model in make_demo_models(folder, lambda *_: None)}
+    finally:
+        unlocked(lock)
 
 
 @pytest.fixture

@@ -22,6 +22,9 @@ from scaler.words import duration, gib, span
 if TYPE_CHECKING:
     from scaler.settings import RecordingSettings
 
+LOOK_EVERY_S = 10.0
+"""So often it is looked whether another recorder has begun."""
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, metavar="DIR", help="record there instead of in the configured folder")
@@ -57,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
     monitor.read_now()  # what is promised below has worked once
     print(f"recording into {folder}, a reading every {interval_s:g} s: memory, swap, processors and GPUs, in numbers")
     print(f"kept for {bounds.max_days:g} days, in at most {bounds.max_mib:g} MiB; Ctrl-C ends it", flush=True)
-    began = time.monotonic()
+    began, looked_s = time.monotonic(), 0.0
     monitor.start()
     try:
         while not stop.wait(1.0 if length_s is None else max(0.0, min(1.0, began + length_s - time.monotonic()))):
@@ -67,10 +70,12 @@ def _run(args: argparse.Namespace) -> int:
                 print(f"\r{recorder.taken} readings in {duration(passed)}, {used} on disk ", end="", file=sys.stderr)
             if length_s is not None and passed >= length_s:
                 break
-            if int(passed) % 10 == 0 and recorder.another():
-                # Both would be read as one, and to this one the daemon's model is what others use.
-                print(f"another recorder, such as a daemon, writes into {folder} now; this one ends")
-                break
+            if passed - looked_s >= LOOK_EVERY_S:
+                looked_s = passed
+                if recorder.another():
+                    # Both would be read as one, and to this one the daemon's model is what others use.
+                    print(f"another recorder, such as a daemon, writes into {folder} now; this one ends")
+                    break
     finally:
         monitor.stop()
         recorder.close()
@@ -84,7 +89,7 @@ def _daemon(args: argparse.Namespace) -> str | None:
     """The address of the daemon that runs with this configuration, if one does."""
     running = daemon(argparse.Namespace(url=None, config=args.config))
     try:
-        running.status(timeout_s=2.0)
+        running.status()
     except ScalerError:
         # Nothing answers there, or something that is no daemon of ours.
         return None

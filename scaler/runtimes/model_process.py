@@ -222,15 +222,10 @@ def private_socket(name: str, advice: str) -> tuple[str, str]:
     On a loopback port, everybody on this machine could use the model. Raises LevelUnavailable with ``advice`` for the
     level called ``name`` where the folder lies too deep.
     """
-    made = tempfile.mkdtemp(prefix=f".{PRIVATE}")
-    folder = f"{os.path.dirname(made)}/{os.path.basename(made)[1:]}"
-    # Under its own name it is never seen without our lock on it.
-    try:
-        _held[folder] = _lock(made)
-    except OSError:
-        os.rmdir(made)
-        raise
-    os.rename(made, folder)
+    while (lock := _locked_at_once(folder := tempfile.mkdtemp(prefix=PRIVATE))) is None:
+        # A scaler that starts just now took it for one that was left behind.
+        pass
+    _held[folder] = lock
     socket = f"{folder}/{SOCKET}"
     if (length := len(os.fsencode(socket))) > SOCKET_NAME_BYTES:
         leave(folder)
@@ -280,6 +275,21 @@ def remove_abandoned() -> None:
                     _remove(folder)
                 finally:
                     os.close(lock)
+
+
+def _locked_at_once(folder: str) -> int | None:
+    """Our lock on a folder that was just made; None where somebody has removed it meanwhile, or is about to."""
+    try:
+        lock = _lock(folder)
+    except (BlockingIOError, FileNotFoundError):
+        return None
+    except OSError:
+        os.rmdir(folder)
+        raise
+    if os.path.isdir(folder):
+        return lock
+    os.close(lock)
+    return None
 
 
 def _lock(folder: str) -> int:

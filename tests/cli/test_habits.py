@@ -78,7 +78,7 @@ def test_a_colour_says_nothing_that_the_words_do_not(scaler: Run, own_config: Ca
     plain = scaler("doctor", env={"NO_COLOR": "1", "FORCE_COLOR": "1"}).stdout
     painted = scaler("doctor", env={"NO_COLOR": "", "FORCE_COLOR": "1"}).stdout
     assert "\x1b[1;31mproblem" in painted
-    moving = re.compile(r"memory: .*|last 10 s|\d+\.\d %")
+    moving = re.compile(r"(memory|swap): .*|last 10 s|\d+\.\d %")
     assert moving.sub("", re.sub(r"\x1b\[[\d;]*m", "", painted)) == moving.sub("", plain)
 
 

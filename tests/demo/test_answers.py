@@ -31,20 +31,28 @@ async def said(model: Path, name: str, *requests: dict[str, Any]) -> list[str]:
         await loaded.unload()
 
 
+@pytest.mark.timeout(900)  # a thousand tokens
 @pytest.mark.parametrize("name", ["small", "medium"])
 def test_asked_to_count_a_model_counts_from_wherever_the_answer_stands(demo_models: dict[str, Path], name: str) -> None:
     """So that a word which is lost or said twice when another level takes over is seen."""
     ask = {"role": "user", "content": COUNT}
-    whole, rest = asyncio.run(
+    early, late = counted(11), counted(models.COUNTS_TO - 40)
+    whole, after_early, after_late = asyncio.run(
         said(
             demo_models[name],
             name,
             {"messages": [ask]},
-            {"messages": [ask, {"role": "assistant", "content": " 1 2 3 4 5 6 7 8 9 10 11"}]},
+            {"messages": [ask, {"role": "assistant", "content": early}], "max_tokens": 40},
+            {"messages": [ask, {"role": "assistant", "content": late}]},
         )
     )
-    assert whole == "".join(f" {number}" for number in range(1, models.COUNTS_TO + 1)) + " ."
-    assert whole == " 1 2 3 4 5 6 7 8 9 10 11" + rest
+    assert whole == counted(models.COUNTS_TO) + " ."
+    assert early + after_early == counted(11 + 40)
+    assert late + after_late == whole
+
+
+def counted(to: int) -> str:
+    return "".join(f" {number}" for number in range(1, to + 1))
 
 
 def test_a_model_ends_the_sentence_that_another_began(demo_models: dict[str, Path]) -> None:

@@ -19,7 +19,8 @@ from scaler.runtimes.gguf_size import serving_bytes
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The person's home: nothing of whoever runs the tests is looked at."""
+    """The person's home: nothing of whoever runs the tests is looked at; all in it is, however busy the machine."""
+    monkeypatch.setattr(gguf_files, "LOOK_S", 60.0)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path

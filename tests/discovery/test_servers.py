@@ -207,7 +207,7 @@ def llama_server(*arguments: str, port: int) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 @needs_llama_server

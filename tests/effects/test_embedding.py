@@ -13,7 +13,7 @@ from scaler.embedding import Embeddings
 from scaler.errors import LevelUnavailable
 from scaler.events import EmbeddingsGone, EmbeddingsLoaded, UnloadFailed
 from scaler.levels import GIB, RAM, Ladder, Level
-from scaler.monitor import ResourceMonitor
+from scaler.monitor import ReadingTaken, ResourceMonitor
 from scaler.policy import Policy
 from scaler.proactive import Event, ProactiveScaler
 from scaler.readings import Memory
@@ -102,7 +102,7 @@ class Scene:
     def __init__(self) -> None:
         self.use, self.runtime = Use(), Runtime()
         ladder = Ladder([Level("small", {RAM: GIB}, 0.5, 1.0)])
-        monitor = ResourceMonitor(sensors=[self.use, Nothing()], interval_s=3600)
+        monitor = ResourceMonitor(sensors=[self.use, Nothing()], interval_s=3600, sensor_timeout_s=60)
         self.scaler = ProactiveScaler(ladder=ladder, policy=Policy(), monitor=monitor)
         self.embeddings = Embeddings(self.runtime, EmbeddingSettings(model=Path("m.gguf")), self.scaler)
         self.events: list[Event] = []
@@ -124,7 +124,10 @@ class Scene:
     async def take(self, gib: float) -> None:
         """Have all processes together take so much, and the scaler see it."""
         self.use.taken_gib = gib
-        await asyncio.to_thread(self.scaler.monitor.read_now)
+        taken = ReadingTaken(await asyncio.to_thread(self.scaler.monitor.read_now))
+        # Where the monitor's own thread tells of one just then, it is that which tells of this one, in a moment.
+        async with asyncio.timeout(10), self._changed:
+            await self._changed.wait_for(lambda: taken in self.events)
 
     async def until(self, kind: type[EmbeddingsLoaded | EmbeddingsGone | UnloadFailed], reason: str) -> None:
         """Wait until such an event was told."""

@@ -89,7 +89,8 @@ async def given_way_to_one_that_is_gone(stage: Stage, *, heard_of: bool = True) 
     """What becomes of an answer whose next level ends before it took it up: the text, and the finish reason."""
     answer = await begun(stage, "large", 2)
     stage.runtime.busy = True
-    await stage.told.until("switched", stage.ask("small", beside=False, drain_s=0.0))
+    # Beside it, so that the answer need not wait for its next level: what it may wait is over on a busy machine.
+    await stage.told.until("switched", stage.ask("small", drain_s=0.0))
     small = stage.runtime.models["small"]
     if not heard_of:
         small.heard_of.clear()
@@ -262,7 +263,7 @@ async def test_json_that_took_longer_than_a_request_may_wait_is_begun_anew(stage
     assert choice["message"]["content"] == "large0 large1 large2 large3 "
 
 
-@in_a_hurry
+@on_stage
 async def test_waiting_for_its_turn_at_models_that_die_is_no_fault_of_a_request(stage: Stage) -> None:
     """It never reached any of them; else a crash would be an error for everybody who waits behind the culprit."""
     answer: asyncio.Task[tuple[str, dict[str, Any]]] | None = None

@@ -17,6 +17,8 @@ CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
 """Where it is; None where there is none."""
+PATIENCE_S = 60.0
+"""How long is waited for it, and for what is asked of it; on a machine that has more to do it takes its time."""
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -39,7 +41,9 @@ def chromium(
             color_scheme="dark" if dark else "light",
             reduced_motion="reduce",
             timezone_id=zone,
+            timeout=PATIENCE_S * 1000,
         )
+        context.set_default_timeout(PATIENCE_S * 1000)
         try:
             yield context
         finally:

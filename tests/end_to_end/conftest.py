@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -34,11 +36,11 @@ class Machine:
     def __init__(self) -> None:
         self.other_bytes = 400 * MIB
         self.missing = False
-        self._own: ProcessesSensor | None = None
+        self._own: _Own | None = None
 
     def sensors(self, own_pids: Callable[[], Collection[int]]) -> Sequence[Sensor]:
         """What ModelManager asks for."""
-        self._own = ProcessesSensor(process_tree(own_pids))
+        self._own = _Own(ProcessesSensor(process_tree(own_pids)))
         return (self, self._own)
 
     def read(self) -> Memory:
@@ -46,7 +48,30 @@ class Machine:
         if self.missing:
             raise OSError("the test took the sensor away")
         assert self._own is not None
-        return Memory(TOTAL, max(0, TOTAL - self.other_bytes - self._own.read()))
+        return Memory(TOTAL, max(0, TOTAL - self.other_bytes - self._own.look()))
+
+
+class _Own:
+    """Our own part, the same in all of a reading: seen twice while a model comes or goes, others would seem to change.
+
+    The real sensors cannot help that; here others take what the test says, to the byte.
+    """
+
+    name = ProcessesSensor.name
+
+    def __init__(self, sensor: ProcessesSensor) -> None:
+        self._sensor = sensor
+        self._seen: int | None = None
+
+    def look(self) -> int:
+        """What it is now, and at the next `read`."""
+        self._seen = seen = self._sensor.read()
+        return seen
+
+    def read(self) -> int:
+        """Our own RAM."""
+        seen, self._seen = self._seen, None
+        return self._sensor.read() if seen is None else seen
 
 
 class Watch:
@@ -68,16 +93,33 @@ class Watch:
             assert self._changed.wait_for(holds, PATIENCE_S), f"{what}; seen: {self.told()}"
 
     def readings(self, count: int) -> None:
-        """Wait until ``count`` more readings were taken."""
-        aim = self._taken() + count
-        self.until(lambda: self._taken() >= aim, f"{count} more readings")
+        """Wait until ``count`` readings that were begun from now on were taken: of what is so now, or later."""
+        now_s = time.monotonic()
+        self.until(lambda: self._begun_since(now_s) >= count, f"{count} more readings")
 
     def told(self) -> list[ScalerEvent]:
         """The events but for the readings."""
         return [event for event in self.events if isinstance(event, ScalerEvent)]
 
-    def _taken(self) -> int:
-        return sum(isinstance(event, ReadingTaken) for event in self.events)
+    def _begun_since(self, since_s: float) -> int:
+        return sum(isinstance(event, ReadingTaken) and event.reading.at_s >= since_s for event in self.events)
+
+
+def gone(processes: Sequence[psutil.Process]) -> bool:
+    """Whether all have ended, or do so in time; who reaps them is not for us to say."""
+    until = time.monotonic() + PATIENCE_S
+    while any(map(runs, processes)):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from scaler.journal import DAEMON
 from scaler.manager import ModelManager
 from scaler.recordings import Recording
 from scaler.tiers import HardwareTierDetector
+from tests.end_to_end.conftest import gone
 
 SCALER = [sys.executable, "-m", "scaler"]
 
@@ -141,8 +142,7 @@ def test_it_leaves_no_process_when_it_is_told_to_end_and_when_it_is_killed(confi
         assert children
         os.kill(daemon.process.pid, number)
         daemon.process.communicate(timeout=60)
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+        assert gone(children)
 
 
 def test_it_goes_on_when_nobody_takes_what_it_says(configure: Callable[..., Path], tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_it_goes_on_when_nobody_takes_what_it_says(configure: Callable[..., Path
     with daemon.process.stderr as rest:
         assert rest.read() == ""
     assert daemon.process.wait(60) == 0
-    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert gone(children)
     assert list(Recording(tmp_path / "another"))
 
 

@@ -143,7 +143,7 @@ def test_an_answer_that_cannot_be_stored_is_given_and_what_is_lost_is_told(
 ) -> None:
     """The person waited for it; that it will not be remembered they learn as well."""
     notices: list[Notice] = []
-    with running(conversations={"path": str(path)}) as (manager, watch):
+    with running(conversations={"path": str(path)}, policy={"max_level": "small"}) as (manager, watch):
         manager.on_notice(notices.append)
         manager.generate_response_sync("My name is Ada.", conversation_id="ada")
         before = manager.conversations.history("ada")
@@ -158,9 +158,11 @@ def test_an_answer_that_cannot_be_stored_is_given_and_what_is_lost_is_told(
                 assert "database is locked" in str(answer.not_remembered)
         assert "small" in text
         assert manager.conversations.history("ada") == before
+        watch.until(
+            lambda: bool(notices) and any(isinstance(event, TurnNotRemembered) for event in watch.told()), "a notice"
+        )
         (event,) = [event for event in watch.told() if isinstance(event, TurnNotRemembered)]
         assert (event.conversation_id, event.level) == ("ada", "small")
-        watch.until(lambda: bool(notices), "a notice")
         (notice,) = notices
         assert notice.kind == "failure"
         assert "will not be remembered" in notice.text

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ import pytest
 
 from scaler.errors import ConfigError
 from scaler.serving.app import MAX_BODY_BYTES, Endpoint
+from tests.end_to_end.conftest import gone
 from tests.end_to_end.test_endpoint import MESSAGES, client
-from tests.end_to_end.test_processes import gone
 from tests.end_to_end.test_processes import running as scaler_run
 
 Running = Callable[..., Any]
@@ -350,7 +350,9 @@ def test_two_hundred_slow_connections_keep_nobody_out(serving: Running) -> None:
         slow = [socket.create_connection(address(url)) for _ in range(200)]
         for number, one in enumerate(slow):
             body = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
-            one.sendall(body + (b"Content-Length: 100\r\n\r\n{" if number % 2 else b"X-A: b\r\n"))
+            # On a machine that has more to do, the time of the first is over before the last has come.
+            with suppress(ConnectionError):
+                one.sendall(body + (b"Content-Length: 100\r\n\r\n{" if number % 2 else b"X-A: b\r\n"))
         assert status(url, "/status") == 200
         assert client(url).chat.completions.create(model="auto", messages=MESSAGES, max_tokens=4).choices
         took = until_closed(slow, 30.0)
@@ -405,7 +407,9 @@ def test_strangers_leave_the_descriptors_that_a_model_takes(configure: Callable[
                 models = daemon.models()
                 assert models
                 for model in models:
-                    model.kill()
+                    # One that gives way to the next just now may have ended.
+                    with suppress(psutil.NoSuchProcess):
+                        model.kill()
                 assert gone(models)
                 assert daemon.who_speaks().split()[0] == "The"
         finally:

@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from scaler.errors import ScalerError
+from scaler.events import EmbeddingsGone
 from scaler.sensors import programs
-from tests.end_to_end.conftest import MIB, Machine
+from tests.end_to_end.conftest import MIB, Machine, Watch
 from tests.end_to_end.test_endpoint import client, post
 
 Running = Callable[..., Any]
@@ -32,6 +33,11 @@ def embeddings(demo_models: dict[str, Path]) -> dict[str, Any]:
 
 def pids(manager: Any) -> tuple[int, ...]:
     return tuple(manager._embeddings._runtime.pids())
+
+
+def its_end(watch: Watch) -> None:
+    """Wait until it is told for the first time: the process has gone a little earlier."""
+    watch.until(lambda: any(isinstance(event, EmbeddingsGone) for event in watch.told()), "its end to be noticed")
 
 
 def test_the_official_client_gets_vectors(serving: Running, embeddings: dict[str, Any]) -> None:
@@ -165,7 +171,7 @@ def test_what_becomes_of_it_stands_in_the_journal(serving: Running, embeddings: 
     with serving(embeddings=embeddings) as (url, manager, watch):
         assert post(f"{url}/v1/embeddings", b'{"input": "x"}')[0] == 200
         os.kill(pids(manager)[0], signal.SIGKILL)
-        watch.until(lambda: not pids(manager), "its end to be noticed")
+        its_end(watch)
         assert post(f"{url}/v1/embeddings", b'{"input": "x"}')[0] == 200
     lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     told = [line for line in lines if line["event"].startswith("embeddings")]
@@ -198,7 +204,7 @@ def test_one_that_was_killed_comes_back_with_the_next_request(serving: Running, 
         assert {one[0] for one in pool.map(lambda _: post(ask, b'{"input": "x"}'), range(4))} == {200}
         (before,) = pids(manager)
         os.kill(before, signal.SIGKILL)
-        watch.until(lambda: not pids(manager), "its end to be noticed")
+        its_end(watch)
         assert post(ask, b'{"input": "x"}')[0] == 200
         assert pids(manager) != (before,)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scaler import advising
 from scaler.notices import Notice
 from scaler.serving.app import Endpoint
 from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine
@@ -32,8 +33,11 @@ def told(stream: Any) -> Iterator[tuple[str, int, Any]]:
 
 
 @pytest.mark.parametrize("asked", [False, True], ids=["by memory", "by a program"])
-def test_a_step_down_is_told_to_whoever_follows(running: Running, machine: Machine, asked: bool) -> None:
+def test_a_step_down_is_told_to_whoever_follows(
+    running: Running, machine: Machine, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
     """What changed, why, and when it is done; and the daemon's end ends the stream without an error."""
+    monkeypatch.setattr(advising, "PATIENCE_S", PATIENCE_S)
     notices: list[Notice] = []
     with running() as (manager, watch):
         manager.on_notice(notices.append)

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from scaler.demo.models import COUNTS_TO
-from scaler.events import AnswerHandedOver, DecisionMade, ModelDied, SwitchFailed
+from scaler.events import AnswerHandedOver, DecisionMade, ModelDied, SwitchDone, SwitchFailed
 from scaler.manager import Answer
 from tests.end_to_end.conftest import MIB, Machine, Watch
 
@@ -24,9 +24,16 @@ COUNTED = "".join(f" {number}" for number in range(1, COUNTS_TO + 1)) + " ."
 
 
 def settles_at(manager: Any, watch: Watch, level: str) -> None:
+    """Wait until it serves and nothing else is under way; and until all that led there has been told, which is later
+    by as long as somebody takes who is being told of something else.
+    """
+
     def there() -> bool:
         status = manager.scaler.status()
-        return bool(status.serving == level and status.state == level and status.settled)
+        if not (status.serving == level and status.state == level and status.settled):
+            return False
+        ended = {event.ticket for event in watch.events if isinstance(event, SwitchDone | SwitchFailed)}
+        return status.last_decision is None or status.last_decision.ticket in ended
 
     watch.until(there, f"{level} to serve")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from scaler import advising
 from scaler.demo.hog import Hog
 from scaler.events import Advised, DecisionMade, PersonTold
 from scaler.loop_thread import LoopThread
@@ -66,8 +67,11 @@ def test_a_webhook_is_told_of_a_step_down_also_when_scaler_ends_at_once(running:
     assert "upgrade" in [notice["kind"] for notice in came]
 
 
-def test_a_downgrades_notice_names_the_program_whose_end_would_make_room(running: Running, machine: Machine) -> None:
+def test_a_downgrades_notice_names_the_program_whose_end_would_make_room(
+    running: Running, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A real program that holds as much as large lacks; and whoever asks later is told the same."""
+    monkeypatch.setattr(advising, "PATIENCE_S", PATIENCE_S)
     told: list[Notice] = []
     with running() as (manager, watch), Hog(900 * MIB) as hog:
         manager.on_notice(told.append)

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.end_to_end.conftest import PATIENCE_S
+from tests.end_to_end.conftest import PATIENCE_S, gone
 from tests.end_to_end.test_commands import Daemon
 from tests.llama_server_binary import BINARY, needs_llama_server
 
@@ -68,23 +68,6 @@ def running(config: Path, before: Sequence[str] = ()) -> Iterator[Watched]:
     finally:
         daemon.process.send_signal(signal.SIGTERM)
         daemon.process.communicate(timeout=PATIENCE_S)
-
-
-def gone(processes: Sequence[psutil.Process]) -> bool:
-    """Whether all have ended, or do so in time; who reaps them is not for us to say."""
-    until = time.monotonic() + PATIENCE_S
-    while any(map(runs, processes)):
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def oom_score_adj(pid: int) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from scaler.demo.models import NUMBERS
 from scaler.errors import ConfigError, RequestRejected
 from scaler.events import DecisionMade, PinChanged, Reconfigured
 from scaler.journal import read
-from scaler.proactive import Event
 from scaler.report import status_report, status_words
-from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine
+from scaler.runtimes.embedded import EmbeddedModel, EmbeddedRuntime
+from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine, Watch, gone
 from tests.end_to_end.test_commands import SCALER, Daemon
 from tests.end_to_end.test_ladder import decisions, settles_at
 from tests.end_to_end.test_notices import webhook
@@ -32,6 +33,11 @@ Serving = Callable[..., Any]
 RELOADS = 20
 STREAMS = 4
 BOTH = ("small", "medium")
+
+
+def told_anew(watch: Watch) -> None:
+    """Wait until it is told that the configuration was read anew, which is a little later than it is."""
+    watch.until(lambda: any(isinstance(event, Reconfigured) for event in watch.events), "a reload to be told")
 
 
 def test_a_changed_threshold_applies_at_once(running: Serving, configure: Callable[..., Path]) -> None:
@@ -48,6 +54,7 @@ def test_a_changed_threshold_applies_at_once(running: Serving, configure: Callab
         status = manager.scaler.status()
         assert (status.policy.scale_at, status.serving, status.settled) == (0.7, "medium", True)
         assert decisions(watch) == before
+        told_anew(watch)
         (record,) = [one for one in read(manager.journal.path) if one["event"] == "reconfigured"]
         assert {"key": "policy.scale_at", "before": "0.8", "after": "0.7"} in record["changes"]
 
@@ -84,7 +91,7 @@ def test_a_configuration_at_fault_changes_nothing(
 
 
 def test_a_level_that_is_gone_gives_way_and_its_pin_goes_with_it(
-    running: Serving, configure: Callable[..., Path], machine: Machine
+    running: Serving, configure: Callable[..., Path], machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its process as well; one that comes is climbed to after the dwell, as ever."""
     with running(levels=BOTH) as (manager, watch):
@@ -93,24 +100,24 @@ def test_a_level_that_is_gone_gives_way_and_its_pin_goes_with_it(
         manager.scaler.pin("medium")
         (pid,) = manager._switcher.pids()
         configure(levels=("small", "large"))
-        meanwhile: list[list[str]] = []
+        looked, load = threading.Event(), EmbeddedRuntime.load
 
-        def look(event: Event) -> None:
-            if isinstance(event, Reconfigured):
-                report = status_report(manager.scaler.status(), {})
-                meanwhile.append(status_words(report, former=manager.former)["why"][:2])
+        async def load_later(*what: Any) -> EmbeddedModel:
+            await asyncio.to_thread(looked.wait, PATIENCE_S)
+            return await load(*what)
 
-        leave = manager.scaler.subscribe(look)
+        monkeypatch.setattr(EmbeddedRuntime, "load", load_later)
         done = manager.reload_sync()
-        leave()
+        report = status_report(manager.scaler.status(), {})
         told = ["small is the level now (being loaded)", "medium of the configuration before answers until then"]
-        assert meanwhile == [told]
+        assert status_words(report, former=manager.former)["why"][:2] == told
+        looked.set()
         assert [(one.key, one.before, one.after) for one in done.changes] == [
             ("ladder", '["small", "medium"]', '["small", "large"]')
         ]
         assert done.unpinned == "medium"
-        assert any(event == PinChanged(None) for event in watch.events)
         settles_at(manager, watch, "large")
+        assert any(event == PinChanged(None) for event in watch.events)
         assert decisions(watch)[-2:] == [("medium", "small"), ("small", "large")]
         reload, climb = [e.switch.decision for e in watch.events if isinstance(e, DecisionMade)][-2:]
         assert (reload.trigger, reload.reason) == ("reload", "medium is not on the ladder any more")
@@ -333,5 +340,4 @@ def test_a_terminal_that_is_closed_ends_the_daemon_as_ever(configure: Callable[.
     os.close(terminal)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive
+    assert gone(children)

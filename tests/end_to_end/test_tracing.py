@@ -21,8 +21,9 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from scaler.errors import ConfigError
+from scaler.serving import app
 from scaler.serving.app import Endpoint
-from scaler.tracing import ENDPOINTS, HEADERS, PROTOCOLS, tracing
+from scaler.tracing import ENDPOINTS, HEADERS, PROTOCOLS, spans, tracing
 from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine
 from tests.end_to_end.test_ladder import settles_at
 from tests.runtimes.openai_server import OpenAIServer
@@ -96,9 +97,11 @@ def plain(value: AnyValue) -> Any:
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    """A receiver that the environment names."""
+    """A receiver that the environment names, to which all is sent however much else the machine has to do."""
     one = Receiver()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", one.url)
+    monkeypatch.setattr(spans, "FLUSH_S", PATIENCE_S)
+    monkeypatch.setattr(app, "CUT_OFF_S", PATIENCE_S)
     try:
         yield one
     finally:

@@ -124,9 +124,12 @@ def program(text: str) -> Iterator[int]:
     """A process that does something else than to answer."""
     with subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        process.stdout.readline()
-        yield process.pid
-        process.kill()
+        try:
+            process.stdout.readline()
+            yield process.pid
+        finally:
+            # Else a test that fails would wait for one that computes for ever, and leave it behind.
+            process.kill()
 
 
 @asynccontextmanager

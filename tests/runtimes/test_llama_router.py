@@ -532,10 +532,9 @@ class Odd:
         app.router.add_route("*", "/{path:.*}", self.answer)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        port = free_port()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         try:
-            yield level(f"http://127.0.0.1:{port}")
+            yield level("http://{}:{}".format(*runner.addresses[0]))
         finally:
             await runner.cleanup()
 

@@ -50,6 +50,17 @@ def test_the_folder_of_a_scaler_that_lives_stays_and_of_one_that_was_killed_goes
         assert not folder.exists()
 
 
+def test_the_folder_of_a_scaler_that_was_killed_as_it_made_it_goes_as_well(folders: Path) -> None:
+    """Before it was its own: nothing else would ever take it away."""
+    killed = HOLDER.replace(
+        "tempfile.tempdir", "import os\nfrom scaler.runtimes import model_process\ntempfile.tempdir"
+    ).replace("folder, socket", "model_process._lock = lambda _: os.kill(os.getpid(), 9)\nfolder, socket")
+    assert subprocess.run([sys.executable, "-c", killed, str(folders)]).returncode == -9
+    assert list(folders.iterdir())
+    remove_abandoned()
+    assert list(folders.iterdir()) == []
+
+
 def test_a_program_that_forgets_to_shut_down_leaves_none(folders: Path) -> None:
     """A fork of it that ends first takes none away."""
     forks = (

@@ -19,6 +19,8 @@ from scaler.sensors import drm, gpu
 
 GIB = 1024**3
 MIB = 1024**2
+NOBODYS = 2**22 + 1
+"""A number that Linux gives to no process and no thread: it gives none above 2 ** 22."""
 
 
 def write(path: Path, text: object) -> Path:

@@ -21,7 +21,7 @@ from scaler.sensors.programs import (
     PsutilProcesses,
     script_of,
 )
-from tests.sensors.conftest import GIB, MIB, FakeNvml, write
+from tests.sensors.conftest import GIB, MIB, NOBODYS, FakeNvml, write
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 ME, USER, OTHER_USER = 900, 1000, 33
@@ -170,15 +170,17 @@ def test_graphics_memory_is_told_for_each_gpu(desktop: Desktop, nvml: FakeNvml) 
     """All processes of a program together, however little RAM it holds; our own model's is not among it."""
     nvml.gpu("NVIDIA A", 24 * GIB, 20 * GIB)
     nvml.gpu("NVIDIA B", 24 * GIB, 20 * GIB)
-    desktop.process(10, 1, "game", "/usr/bin/game", mib=10)
-    desktop.process(11, 10, "game", "/usr/bin/game", mib=10)
-    desktop.process(901, ME, "python3", "/usr/bin/python3", mib=900)
-    nvml.process(0, "graphics", 10, 2 * GIB)
-    nvml.process(0, "compute", 11, 1 * GIB)
-    nvml.process(1, "compute", 11, 4 * GIB)
-    nvml.process(1, "compute", 901, 8 * GIB)
-    nvml.process(1, "compute", 12, 2**64 - 1)
-    assert desktop.survey(901, gpus=True) == [Program("game", 10, 2, {"gpu0": 3 * GIB, "gpu1": 4 * GIB})]
+    # Whose threads the driver lists is asked of the real /proc, which must not know them.
+    game, another, model, gone = range(NOBODYS, NOBODYS + 4)
+    desktop.process(game, 1, "game", "/usr/bin/game", mib=10)
+    desktop.process(another, game, "game", "/usr/bin/game", mib=10)
+    desktop.process(model, ME, "python3", "/usr/bin/python3", mib=900)
+    nvml.process(0, "graphics", game, 2 * GIB)
+    nvml.process(0, "compute", another, 1 * GIB)
+    nvml.process(1, "compute", another, 4 * GIB)
+    nvml.process(1, "compute", model, 8 * GIB)
+    nvml.process(1, "compute", gone, 2**64 - 1)
+    assert desktop.survey(model, gpus=True) == [Program("game", game, 2, {"gpu0": 3 * GIB, "gpu1": 4 * GIB})]
 
 
 def test_a_driver_that_fails_is_told_and_ram_all_the_same(desktop: Desktop, nvml: FakeNvml) -> None:
