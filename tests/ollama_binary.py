@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.llama_server_binary import free_port
+from tests.processes import gone
 
 NAMED = os.environ.get("OLLAMA")
 needs_ollama = pytest.mark.skipif(NAMED is None, reason="no Ollama: name the program in OLLAMA")
@@ -46,8 +47,7 @@ def ollama_serves(folder: Path, models: Mapping[str, Path]) -> Iterator[tuple[st
             for one in (process, *children):
                 one.kill()
             process.wait(10)
-            _, alive = psutil.wait_procs(children, timeout=20)
-            assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+            assert gone(children)
 
 
 def _answers(client: ollama.Client, log: Path) -> None:

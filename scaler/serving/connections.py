@@ -68,9 +68,9 @@ class Connections:
         self._unasked: dict[_Connection, None] = {}
         """Those that have asked for nothing that is not answered, the oldest first."""
         self._held, self._held_bytes = 0, held_bytes
-        self._in_work = 0
-        self._none_in_work = asyncio.Event()
-        self._none_in_work.set()
+        self._owed = 0
+        self._none_owed = asyncio.Event()
+        self._none_owed.set()
 
     def __call__(self) -> asyncio.Protocol:
         """The protocol of a new connection."""
@@ -93,26 +93,19 @@ class Connections:
 
     def asks(self, connection: _Connection, *, whether: bool) -> None:
         """Whether an answer is owed to one."""
+        self._owed += 1 if whether else -1
         if whether:
+            self._none_owed.clear()
             self._unasked.pop(connection, None)
-        elif connection in self._open:
+            return
+        if not self._owed:
+            self._none_owed.set()
+        if connection in self._open:
             self._unasked[connection] = None
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """A request is answered meanwhile."""
-        self._in_work += 1
-        self._none_in_work.clear()
-        try:
-            yield
-        finally:
-            self._in_work -= 1
-            if not self._in_work:
-                self._none_in_work.set()
-
     async def answered(self) -> None:
-        """Wait until no request is being answered; one whose client has gone is until its handler has ended."""
-        await self._none_in_work.wait()
+        """Wait until no answer is owed; to a client that has gone it is until its handler has ended."""
+        await self._none_owed.wait()
 
     @contextmanager
     def holding(self, size: int) -> Iterator[Callable[[int], None]]:
@@ -155,8 +148,7 @@ async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
     connection = _connection_of(request)
     connection.begin()
     try:
-        with connection.bounds.working():
-            return await handler(request)
+        return await handler(request)
     finally:
         connection.end()
 

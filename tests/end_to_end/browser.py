@@ -13,12 +13,12 @@ from pathlib import Path
 
 from playwright.sync_api import BrowserContext, sync_playwright
 
+from tests.end_to_end.conftest import PATIENCE_S
+
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
 """Where it is; None where there is none."""
-PATIENCE_S = 60.0
-"""How long is waited for it, and for what is asked of it; on a machine that has more to do it takes its time."""
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",

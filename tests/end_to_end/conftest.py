@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -103,23 +102,6 @@ class Watch:
 
     def _begun_since(self, since_s: float) -> int:
         return sum(isinstance(event, ReadingTaken) and event.reading.at_s >= since_s for event in self.events)
-
-
-def gone(processes: Sequence[psutil.Process]) -> bool:
-    """Whether all have ended, or do so in time; who reaps them is not for us to say."""
-    until = time.monotonic() + PATIENCE_S
-    while any(map(runs, processes)):
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture

@@ -26,8 +26,9 @@ from scaler.events import DecisionMade
 from scaler.journal import read
 from scaler.levels import OFF
 from scaler.supervision import Supervisor
-from tests.end_to_end.conftest import PATIENCE_S, Machine, gone
+from tests.end_to_end.conftest import PATIENCE_S, Machine
 from tests.end_to_end.test_commands import SCALER, Daemon
+from tests.processes import gone
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no unix sockets")
 

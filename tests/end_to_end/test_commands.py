@@ -20,7 +20,7 @@ from scaler.journal import DAEMON
 from scaler.manager import ModelManager
 from scaler.recordings import Recording
 from scaler.tiers import HardwareTierDetector
-from tests.end_to_end.conftest import gone
+from tests.processes import gone
 
 SCALER = [sys.executable, "-m", "scaler"]
 

@@ -25,9 +25,9 @@ import pytest
 
 from scaler.errors import ConfigError
 from scaler.serving.app import MAX_BODY_BYTES, Endpoint
-from tests.end_to_end.conftest import gone
 from tests.end_to_end.test_endpoint import MESSAGES, client
 from tests.end_to_end.test_processes import running as scaler_run
+from tests.processes import gone
 
 Running = Callable[..., Any]
 TOKEN = "correct-horse-battery-staple"

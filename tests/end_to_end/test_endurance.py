@@ -21,7 +21,8 @@ import pytest
 from scaler.demo.models import NUMBERS
 from scaler.events import AnswerHandedOver, SwitchDone, SwitchFailed
 from scaler.relaying import DEATHS
-from tests.end_to_end.conftest import MIB, TOTAL, Machine, gone
+from tests.end_to_end.conftest import MIB, TOTAL, Machine
+from tests.processes import gone
 
 FULL = os.environ.get("ENDURANCE") == "full"
 SWITCHES = 200 if FULL else 30
@@ -52,7 +53,7 @@ class Clients:
         self.wrong: list[str] = []
         self.longest_s = 0.0
         self.kills_begun = self.kills_done = 0
-        """How often models were killed so far. Once begun, one may still take a request; done, none does."""
+        """How many models were killed so far. Once begun, one may still take a request; done, none does."""
 
     async def ask_until(self, enough: Callable[[], bool]) -> None:
         """Have them ask until ``enough()`` at the end of an answer, and all have their last one."""
@@ -172,20 +173,24 @@ def test_every_client_gets_a_whole_answer_or_a_clean_error_when_models_are_kille
     with serving(policy=policy, levels=("small", "medium"), queue=QUEUE) as (url, manager, watch):
         manager.scaler.want(True)
         moments = random.Random(2)
-        clients = Clients(url, seed=3)
+        clients, rounds = Clients(url, seed=3), 0
 
         async def kill() -> None:
-            while clients.kills_done < KILLS:
-                enough = clients.outcomes.total() + STREAMS // 2
+            nonlocal rounds
+            while rounds < KILLS:
+                # Whole ones, and as many as ask: however slow the machine, few answers are met by two kills.
+                enough = clients.outcomes["whole"] + STREAMS
                 await asyncio.sleep(moments.uniform(0.0, 1.0))
-                while clients.outcomes.total() < enough and not clients.wrong:
+                while clients.outcomes["whole"] < enough and not clients.wrong:
                     await asyncio.sleep(0.01)
-                clients.kills_begun += 1
                 killed = [psutil.Process(pid) for pid in manager._switcher.pids()]
+                # During a switch there are two, and an answer may lose both.
+                clients.kills_begun += len(killed)
                 for process in killed:
                     process.kill()
                 assert await asyncio.to_thread(gone, killed)
-                clients.kills_done += 1
+                clients.kills_done += len(killed)
+                rounds += 1
 
         async def scene() -> None:
             killing = asyncio.create_task(kill())
@@ -194,9 +199,9 @@ def test_every_client_gets_a_whole_answer_or_a_clean_error_when_models_are_kille
 
         asyncio.run(scene())
         handed = sum(isinstance(event, AnswerHandedOver) for event in watch.told())
-        print(f"{clients.kills_done} killed, {dict(clients.outcomes)}, {handed} handed over, wrong: {clients.wrong}")
+        print(f"{rounds} times killed, {dict(clients.outcomes)}, {handed} handed over, wrong: {clients.wrong}")
         print(f"the longest took {clients.longest_s:.1f} s; {clients.errors}")
         assert clients.wrong == []
-        assert clients.outcomes["whole"] > 0
+        assert clients.outcomes["whole"] > 5 * clients.outcomes["error"]
         assert handed > 0
         watch.until(lambda: not manager.answering and not manager.waiting, "nothing to be left over")

@@ -18,9 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.end_to_end.conftest import PATIENCE_S, gone
+from tests.end_to_end.conftest import PATIENCE_S
 from tests.end_to_end.test_commands import Daemon
 from tests.llama_server_binary import BINARY, needs_llama_server
+from tests.processes import gone
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has what is tested")
 

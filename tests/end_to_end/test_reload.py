@@ -24,10 +24,11 @@ from scaler.events import DecisionMade, PinChanged, Reconfigured
 from scaler.journal import read
 from scaler.report import status_report, status_words
 from scaler.runtimes.embedded import EmbeddedModel, EmbeddedRuntime
-from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine, Watch, gone
+from tests.end_to_end.conftest import MIB, PATIENCE_S, Machine, Watch
 from tests.end_to_end.test_commands import SCALER, Daemon
 from tests.end_to_end.test_ladder import decisions, settles_at
 from tests.end_to_end.test_notices import webhook
+from tests.processes import gone
 
 Serving = Callable[..., Any]
 RELOADS = 20

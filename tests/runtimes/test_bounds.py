@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from scaler.runtimes.llama_server import LlamaServerRuntime
 from scaler.runtimes.model_cgroup import ModelCgroup, ModelCgroups, NotPermitted
 from scaler.settings import ProcessesSettings
 from tests.llama_server_binary import BINARY, needs_llama_server
+from tests.processes import gone
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has what is tested")
 BEHIND = ProcessesSettings(nice=7, oom_score_adj=900)
@@ -73,11 +74,6 @@ def named(pid: int, name: str) -> bool:
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).name() == name
     return False
-
-
-def ended(processes: Sequence[psutil.Process]) -> bool:
-    _, alive = psutil.wait_procs(processes, timeout=20)
-    return not [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
 # ---------------------------------------------------------------- priority
@@ -214,7 +210,7 @@ def test_what_a_script_started_dies_with_a_scaler_that_is_killed(tmp_path: Path)
         family = [child, *child.children(recursive=True)]
         assert program in family
         parent.kill()
-    assert ended(family)
+    assert gone(family)
 
 
 @LINUX
@@ -235,7 +231,7 @@ def test_what_a_script_started_goes_with_its_level(tmp_path: Path, demo_models: 
             await load
         return family
 
-    assert ended(asyncio.run(body()))
+    assert gone(asyncio.run(body()))
 
 
 # ---------------------------------------------------------------- control groups, laid out in a folder

@@ -27,6 +27,7 @@ from scaler.levels import GIB
 from scaler.loop_thread import LoopThread
 from scaler.runtimes import model_process, model_server
 from scaler.runtimes.embedded import EmbeddedModel, EmbeddedRuntime
+from tests.processes import gone
 from tests.runtimes.test_gguf_size import a_file
 
 MIB = 1024**2
@@ -700,8 +701,7 @@ def test_the_model_dies_with_a_parent_that_is_killed(demo_models: dict[str, Path
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
-    _, alive = psutil.wait_procs([child], timeout=LIMIT_S)
-    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+    assert gone([child])
 
 
 def test_what_the_child_is_told_is_json_on_one_line(settings: Callable[..., EmbeddedLevel]) -> None:

@@ -25,6 +25,7 @@ from scaler.runtimes import model_process, model_server, tied
 from scaler.runtimes.embedded import EmbeddedRuntime
 from scaler.runtimes.llama_server import LlamaServerModel, LlamaServerRuntime
 from tests.llama_server_binary import BINARY, needs_llama_server, needs_quantised_cache
+from tests.processes import gone
 from tests.runtimes.test_embedded import LIMIT_S, corrupt_weights, empty, header_only, noise, truncated
 
 MIB = 1024**2
@@ -453,8 +454,7 @@ def test_the_model_dies_with_a_parent_that_is_killed(demo_models: dict[str, Path
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
-    _, alive = psutil.wait_procs([child], timeout=LIMIT_S)
-    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+    assert gone([child])
 
 
 # ---------------------------------------------------------------- what every machine can try
@@ -478,8 +478,7 @@ def test_where_the_kernel_does_not_end_a_program_with_its_parent_a_process_besid
             process.wait(LIMIT_S)
         process.stdin.close()
         assert process.wait(LIMIT_S) == -signal.SIGKILL
-        _, alive = psutil.wait_procs([watch], timeout=LIMIT_S)
-        assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+        assert gone([watch])
 
 
 def recorded(level: LlamaServerLevel, folder: Path) -> tuple[list[str], dict[str, str]]:
